@@ -1,0 +1,260 @@
+"""The engine's parts, put together on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from grpclib.server import Server
+
+from gpuserve.engine.protocol import api_pb2, status_details_codec
+from gpuserve.engine.rpc import Access, Replies, Servicer
+from gpuserve.engine.services.apps import AppService
+from gpuserve.engine.services.blobs import BlobService
+from gpuserve.engine.services.calls import CallService, Completions
+from gpuserve.engine.services.containers import ContainerService
+from gpuserve.engine.services.dicts import DictService
+from gpuserve.engine.services.environments import EnvironmentService
+from gpuserve.engine.services.functions import FunctionService
+from gpuserve.engine.services.images import ImageService
+from gpuserve.engine.services.mounts import MountService
+from gpuserve.engine.services.named import release_app
+from gpuserve.engine.services.queues import QueueService
+from gpuserve.engine.services.secrets import SecretService
+from gpuserve.engine.services.streams import StreamService
+from gpuserve.engine.services.volumes import VolumeService
+from gpuserve.engine.state.addresses import label_of
+from gpuserve.engine.state.calls import Call, CallTable
+from gpuserve.engine.state.logs import Logs
+from gpuserve.engine.state.registry import App, Function, Registry
+from gpuserve.engine.state.streams import Streams
+from gpuserve.engine.store import Store
+from gpuserve.engine.workers.assembly import Assembly
+from gpuserve.engine.workers.host_image import check_image, importable, plan_image
+from gpuserve.engine.workers.ingress import Ingress, Target
+from gpuserve.engine.workers.launcher import Launcher
+from gpuserve.engine.workers.objects_http import ObjectServer
+from gpuserve.engine.workers.scheduler import Scheduler
+from gpuserve.engine.workers.tasks import Task
+from gpuserve.engine.workers.web_calls import EngineWebCalls
+
+__all__ = ["Core"]
+
+# An ephemeral app whose client has been silent this long is stopped.
+# Source: modal 1.6.4 sends a heartbeat every 15 s.
+_SILENT_CLIENT_S = 60.0
+
+
+class Core:
+    """One engine: its state, its services, its sockets. Lives on the loop that `start` runs on."""
+
+    def __init__(self, home: Path, *, image_check: str, tcp: bool) -> None:
+        """Open the state folder; nothing listens yet.
+
+        Raises:
+            StateError: If the state folder cannot be used.
+        """
+        self.home, self._tcp = home, tcp
+        self.started_at = time.time()
+        self.token_id, self.token_secret = "ak-local", f"as-{secrets.token_urlsafe(32)}"
+        self.store = Store(home)
+        self.run_folder = Path(tempfile.mkdtemp(prefix="gpuserve-"))
+        self.registry, self.calls, self.logs = Registry(self.store), CallTable(), Logs()
+        self.streams, self._completions = Streams(), Completions()
+        self.launcher = Launcher(self.run_folder / "containers")
+        self._object_server = ObjectServer(self.home / "blobs")
+        self._build(strict=image_check == "error")
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._server: Server | None = None
+        self.server_url = ""
+
+    def _build(self, *, strict: bool) -> None:
+        store, home = self.store, self.home
+        self.secrets = SecretService(store)
+        self.mounts = MountService(store, home / "mounts")
+        self.volumes = VolumeService(store, home / "volumes", self._object_server)
+        self.blobs = BlobService(home / "blobs", self._object_server)
+        assembly = Assembly(
+            registry=self.registry,
+            layout=lambda app_id: self.apps.layout(self.registry.apps[app_id]),
+            secrets=self.secrets.environment_of,
+            mounted=self.mounts.files,
+            volume_folder=self.volumes.host_folder,
+            plan=plan_image,
+            importable=importable,
+            door_url=lambda task: f"unix://{self._door_path(task)}",
+        )
+        self.scheduler = Scheduler(
+            self.registry,
+            self.calls,
+            self.logs,
+            self.launcher,
+            compose=assembly.compose,
+            open_door=self._open_door,
+            door_path=self._door_path,
+            settled=self._settled,
+            machine_cap=max(4, 2 * (os.cpu_count() or 1)),
+        )
+        self.call_service = CallService(self.registry, self.calls, self.scheduler, self._completions, self.streams)
+        self.web_calls = EngineWebCalls(self.registry, self.calls, self.scheduler, self.call_service, self._completions)
+        self.ingress = Ingress(self.web_calls, self.streams, read_blob=self.blobs.read)
+        self.apps = AppService(self.registry, self.scheduler, self.logs, self._stop_app)
+        functions = FunctionService(self.registry, self.scheduler, self._publish)
+        services = [
+            EnvironmentService(store),
+            self.apps,
+            functions,
+            self.call_service,
+            ContainerService(self.registry, self.calls, self.scheduler),
+            ImageService(self.registry, _judge, strict=strict),
+            self.secrets,
+            DictService(store),
+            QueueService(store),
+            self.volumes,
+            self.blobs,
+            self.mounts,
+            StreamService(self.streams),
+        ]
+        access = Access(token_id=self.token_id, token_secret=self.token_secret)
+        self.servicer = Servicer(services, store, Replies(store), access)
+
+    def _settled(self, call: Call) -> None:
+        self.call_service.settled(call)
+
+    def _door_path(self, task: Task) -> str:
+        return str(self.run_folder / f"{task.id}.sock")
+
+    def _open_door(self, task: Task) -> Server:
+        door = self.servicer.for_access(Access(task_id=task.id))
+        return Server([door], status_details_codec=status_details_codec)
+
+    def _publish(self, app: App, function: Function) -> None:
+        """Give a function's endpoints their addresses; the same label keeps its address."""
+        definition = function.definition
+        ephemeral = not app.is_deployed and app.state != api_pb2.APP_STATE_INITIALIZING
+        app_name = app.name or app.description
+        name = function.name.removesuffix(".*")
+
+        def publish(method: str, webhook: api_pb2.WebhookConfig) -> None:
+            label = label_of(
+                app_name,
+                f"{name}-{method}" if method else name,
+                requested=webhook.requested_suffix,
+                suffix=(webhook.ephemeral_suffix or "dev") if ephemeral else "",
+            )
+            target = Target(function.id, method, "asgi", requires_proxy_auth=webhook.requires_proxy_auth)
+            function.web_urls[method] = self.ingress.publish(label, target)
+
+        if definition.webhook_config.type:
+            publish("", definition.webhook_config)
+        for method_name, method in definition.method_definitions.items():
+            if method.webhook_config.type:
+                publish(method_name, method.webhook_config)
+        if definition.is_server:
+            label = label_of(app_name, name, requested="", suffix="dev" if ephemeral else "")
+            guarded = not definition.http_config.unauthenticated
+            target = Target(function.id, "", "server", requires_proxy_auth=guarded)
+            function.web_urls[""] = self.ingress.publish(label, target)
+
+    async def _stop_app(self, app: App) -> None:
+        app.state = api_pb2.APP_STATE_STOPPING
+        for function in self.registry.functions_of(app.id):
+            for url in function.web_urls.values():
+                self.ingress.withdraw(url)
+        await self.scheduler.stop_app(app.id)
+        was_deployed = bool(app.history)
+        app.state, app.stopped_at = api_pb2.APP_STATE_STOPPED, time.time()
+        with self.store.transaction():
+            release_app(self.store, app.id)
+            if was_deployed:
+                self.registry.save_app(app)
+        self.logs.finish(app.id)
+        if not was_deployed:
+            self.registry.drop_app(app)
+
+    async def start(self) -> None:
+        """Listen, and run what deployed apps want running."""
+        await self.launcher.start()
+        await self._object_server.start()
+        await self.ingress.start()
+        for function in self.registry.functions.values():
+            app = self.registry.apps.get(function.app_id)
+            if app is not None and app.is_deployed and not function.base_id:
+                self._publish(app, function)
+        server = Server([self.servicer], status_details_codec=status_details_codec)
+        if self._tcp:
+            await server.start("127.0.0.1", 0)
+            host, port = server._server.sockets[0].getsockname()[:2]  # type: ignore[union-attr]
+            self.server_url = f"http://{host}:{port}"
+        else:
+            path = self.run_folder / "engine.sock"
+            await server.start(path=str(path))
+            path.chmod(0o600)
+            self.server_url = f"unix://{path}"
+        self._server = server
+        self.scheduler.start()
+        job = asyncio.ensure_future(self._watch_clients())
+        self._jobs.add(job)
+
+    async def _watch_clients(self) -> None:
+        while True:
+            await asyncio.sleep(_SILENT_CLIENT_S / 4)  # noqa: TID251 (the engine's own clock)
+            limit = time.time() - _SILENT_CLIENT_S
+            for app in list(self.registry.apps.values()):
+                if app.state == api_pb2.APP_STATE_EPHEMERAL and app.heartbeat_at < limit:
+                    self.apps.begin_stop(app)
+
+    def status(self) -> dict[str, Any]:
+        """The engine in figures, as `gpuserve local status --json` prints it."""
+        apps = [
+            {"id": app.id, "name": app.name or app.description, "state": app.state, "version": app.version}
+            for app in self.registry.apps.values()
+            if app.is_live
+        ]
+        pools = [
+            {
+                "function": self.registry.functions[pool.function_id].name,
+                "containers": len(pool.tasks),
+                "started": pool.started_total,
+                "peak": pool.peak,
+            }
+            for pool in self.scheduler.pools.values()
+            if pool.function_id in self.registry.functions
+        ]
+        return {
+            "pid": os.getpid(),
+            "home": str(self.home),
+            "server_url": self.server_url,
+            "uptime_s": round(time.time() - self.started_at, 1),
+            "isolation": self.launcher.isolation,
+            "containers": len(self.scheduler.tasks),
+            "apps": apps,
+            "pools": pools,
+        }
+
+    async def close(self) -> None:
+        """Kill every container, close every socket, and leave the state on disk."""
+        for job in self._jobs:
+            job.cancel()
+        if self._server is not None:
+            self._server.close()
+        await self.scheduler.close()
+        await self.ingress.close()
+        await self._object_server.close()
+        await self.launcher.close()
+        self.store.close()
+        shutil.rmtree(self.run_folder, ignore_errors=True)
+
+
+def _judge(layers: list[api_pb2.Image]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    plan = plan_image(layers)
+    installed = {one.name.lower().replace("_", "-"): one.version for one in metadata.distributions()}
+    notes = tuple(f"not done in host mode: {line}" for line in plan.not_done)
+    return check_image(plan, installed), notes

@@ -1,0 +1,54 @@
+"""The one file that touches Modal's private names.
+
+Everything else in the engine imports protobuf messages and the RPC list from here, so that a new
+modal release is one file's work (and `tests/test_rpc_coverage.py` says what it brought).
+
+Source:
+    The wheel ``modal==1.6.4``: ``modal_proto.api_pb2`` and its service descriptor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from modal._utils.grpc_utils import custom_detail_codec as status_details_codec
+from modal_proto import api_pb2
+
+__all__ = ["RPCS", "SERVICE", "Empty", "Message", "Rpc", "api_pb2", "status_details_codec"]
+
+SERVICE = "modal.client.ModalClient"
+
+
+@dataclass(frozen=True, slots=True)
+class Rpc:
+    """One RPC of Modal's service, as its descriptor has it."""
+
+    name: str
+    request: type[Message]
+    reply: type[Message]
+    streams: bool
+
+    @property
+    def path(self) -> str:
+        """The HTTP/2 path that a client calls."""
+        return f"/{SERVICE}/{self.name}"
+
+
+def _read_descriptor() -> dict[str, Rpc]:
+    service: Any = api_pb2.DESCRIPTOR.services_by_name["ModalClient"]
+    return {
+        method.name: Rpc(
+            name=method.name,
+            request=GetMessageClass(method.input_type),
+            reply=GetMessageClass(method.output_type),
+            streams=bool(method.server_streaming),
+        )
+        for method in service.methods
+    }
+
+
+RPCS: dict[str, Rpc] = _read_descriptor()

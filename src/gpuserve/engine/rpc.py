@@ -1,0 +1,293 @@
+"""From an RPC on the wire to a method of a service, with who called and what was answered before.
+
+A service is a plain object. Each of its methods that has an RPC's name handles that RPC:
+
+* ``def Name(self, request, caller)`` changes durable state: it runs inside one transaction, in
+  which its reply is recorded under the caller's idempotency key;
+* ``async def Name(self, request, caller)`` may wait; a repeated key joins the first attempt;
+* an async generator handles an RPC that streams.
+
+Services raise `refuse` for what the caller did wrong; any other exception is the engine's own fault,
+is logged with its traceback, and reaches the client as INTERNAL without internals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import inspect
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import grpclib.const
+import grpclib.server
+from grpclib import GRPCError, Status
+
+from gpuserve.engine.protocol import RPCS, Message, Rpc
+from gpuserve.engine.store import Store
+
+__all__ = ["CONTAINER_RPCS", "Access", "Caller", "Replies", "Servicer", "refuse"]
+
+log = logging.getLogger("gpuserve.engine")
+
+# How long an answer is kept for a retry. Source: modal 1.6.4 retries for at most minutes.
+REPLY_LIFE_S = 600.0
+_MOST_REPLIES = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who makes a call: a client with the engine's token, or one container on its own socket."""
+
+    task_id: str = ""
+    key: str = ""
+
+    @property
+    def is_container(self) -> bool:
+        """Whether the call came over a container's own socket."""
+        return bool(self.task_id)
+
+
+def refuse(status: Status, message: str) -> NoReturn:
+    """End an RPC with *status*; the modal client turns it into its own exception."""
+    raise GRPCError(status, message)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What one listening socket accepts: a token (clients), or one task's RPCs (containers)."""
+
+    token_id: str = ""
+    token_secret: str = ""
+    task_id: str = ""
+
+    def caller(self, rpc: str, metadata: Any) -> Caller:
+        """Name the caller, or refuse.
+
+        Raises:
+            GRPCError: UNAUTHENTICATED for a missing or wrong token, PERMISSION_DENIED for an RPC
+                that containers may not call.
+        """
+        key = str(metadata.get("x-idempotency-key") or "")
+        if self.task_id:
+            if rpc not in CONTAINER_RPCS:
+                refuse(Status.PERMISSION_DENIED, f"a container may not call {rpc}")
+            return Caller(task_id=self.task_id, key=key)
+        given_id = str(metadata.get("x-modal-token-id") or "").encode()
+        given_secret = str(metadata.get("x-modal-token-secret") or "").encode()
+        good_id = hmac.compare_digest(given_id, self.token_id.encode())
+        good_secret = hmac.compare_digest(given_secret, self.token_secret.encode())
+        if not (good_id and good_secret and self.token_secret):
+            refuse(Status.UNAUTHENTICATED, "token missing or wrong: run `gpuserve local env` for this engine's own")
+        return Caller(key=key)
+
+
+class Replies:
+    """The answers of the last minutes, by RPC and idempotency key."""
+
+    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
+        """Keep waiting calls in memory and durable ones in *store*."""
+        self._store = store
+        self._clock = clock
+        self._running: OrderedDict[tuple[str, str], tuple[bytes, asyncio.Future[Message]]] = OrderedDict()
+        self._swept_at = clock()
+
+    def recall(self, rpc: Rpc, key: str, digest: bytes) -> Message | None:
+        """Return the durable answer given to *key* before, if any."""
+        row = self._store.one("SELECT digest, reply FROM replies WHERE rpc = ? AND key = ?", (rpc.name, key))
+        if row is None:
+            return None
+        if not hmac.compare_digest(row[0], digest):
+            refuse(Status.INVALID_ARGUMENT, f"{rpc.name}: this idempotency key was used for another request")
+        return rpc.reply.FromString(row[1])
+
+    def record(self, rpc: Rpc, key: str, digest: bytes, reply: Message) -> None:
+        """Keep *reply* durably; call it inside the transaction of the effect."""
+        now = self._clock()
+        self._store.execute(
+            "INSERT INTO replies (key, rpc, digest, reply, at) VALUES (?, ?, ?, ?, ?)",
+            (key, rpc.name, digest, reply.SerializeToString(), now),
+        )
+        if now - self._swept_at > REPLY_LIFE_S / 10:
+            self._swept_at = now
+            self._store.execute("DELETE FROM replies WHERE at < ?", (now - REPLY_LIFE_S,))
+
+    async def join(self, rpc: Rpc, key: str, digest: bytes, start: Callable[[], Awaitable[Message]]) -> Message:
+        """Run *start* once for *key*; a second attempt waits for the first one's answer."""
+        place = (rpc.name, key)
+        known = self._running.get(place)
+        if known is not None:
+            if not hmac.compare_digest(known[0], digest):
+                refuse(Status.INVALID_ARGUMENT, f"{rpc.name}: this idempotency key was used for another request")
+            return await asyncio.shield(known[1])
+        task = asyncio.ensure_future(start())
+        self._running[place] = (digest, task)
+        while len(self._running) > _MOST_REPLIES:
+            self._running.popitem(last=False)
+        try:
+            return await asyncio.shield(task)
+        except GRPCError:
+            self._running.pop(place, None)
+            raise
+
+
+class Servicer:
+    """All services behind one grpclib mapping; unknown RPCs answer UNIMPLEMENTED by name."""
+
+    def __init__(self, services: Iterable[object], store: Store, replies: Replies, access: Access) -> None:
+        """Find each RPC's method among *services*."""
+        self._store = store
+        self._replies = replies
+        self._access = access
+        self._methods: dict[str, Callable[[Any, Caller], Any]] = {}
+        for service in services:
+            for name in RPCS:
+                method = getattr(service, name, None)
+                if method is not None:
+                    self._methods[name] = method
+
+    @property
+    def implemented(self) -> frozenset[str]:
+        """The names of the RPCs that some service handles."""
+        return frozenset(self._methods)
+
+    def for_access(self, access: Access) -> Servicer:
+        """The same services behind another door."""
+        door = object.__new__(Servicer)
+        door._store, door._replies, door._access, door._methods = self._store, self._replies, access, self._methods
+        return door
+
+    def __mapping__(self) -> dict[str, grpclib.const.Handler]:
+        """Grpclib's table: one handler an RPC."""
+        return {rpc.path: self._handler(rpc) for rpc in RPCS.values()}
+
+    def _handler(self, rpc: Rpc) -> grpclib.const.Handler:
+        method = self._methods.get(rpc.name)
+        if method is None:
+            serve = self._serve_missing(rpc)
+        elif rpc.streams:
+            serve = self._serve_stream(rpc, method)
+        else:
+            serve = self._serve_unary(rpc, method)
+        cardinality = grpclib.const.Cardinality.UNARY_STREAM if rpc.streams else grpclib.const.Cardinality.UNARY_UNARY
+        return grpclib.const.Handler(serve, cardinality, rpc.request, rpc.reply)
+
+    def _serve_missing(self, rpc: Rpc) -> Any:
+        async def serve(stream: grpclib.server.Stream[Any, Any]) -> None:
+            self._access.caller(rpc.name, stream.metadata)
+            refuse(
+                Status.UNIMPLEMENTED,
+                f"gpuserve's local engine does not implement {rpc.name}; docs/reference/rpc-coverage.md lists "
+                "what it does and what works instead",
+            )
+
+        return serve
+
+    def _serve_stream(self, rpc: Rpc, method: Callable[[Any, Caller], Any]) -> Any:
+        async def serve(stream: grpclib.server.Stream[Any, Any]) -> None:
+            caller = self._access.caller(rpc.name, stream.metadata)
+            request = await stream.recv_message()
+            try:
+                async for message in method(request, caller):
+                    await stream.send_message(message)
+            except GRPCError:
+                raise
+            except Exception as error:
+                log.exception("%s failed", rpc.name)
+                raise GRPCError(Status.INTERNAL, f"{rpc.name} failed inside the engine; see its log") from error
+
+        return serve
+
+    def _serve_unary(self, rpc: Rpc, method: Callable[[Any, Caller], Any]) -> Any:
+        waits = inspect.iscoroutinefunction(method)
+
+        async def serve(stream: grpclib.server.Stream[Any, Any]) -> None:
+            caller = self._access.caller(rpc.name, stream.metadata)
+            request = await stream.recv_message()
+            try:
+                if waits:
+                    reply = await self._wait(rpc, method, request, caller)
+                else:
+                    reply = self._transact(rpc, method, request, caller)
+            except GRPCError:
+                raise
+            except Exception as error:
+                log.exception("%s failed", rpc.name)
+                # FAILED_PRECONDITION is not retried: the effect was rolled back and would fail again.
+                status = Status.RESOURCE_EXHAUSTED if _is_disk_full(error) else Status.FAILED_PRECONDITION
+                raise GRPCError(status, f"{rpc.name} failed inside the engine: {type(error).__name__}") from error
+            await stream.send_message(reply)
+
+        return serve
+
+    async def _wait(self, rpc: Rpc, method: Callable[[Any, Caller], Any], request: Any, caller: Caller) -> Message:
+        if not caller.key or rpc.name in _REPEATABLE:
+            return await method(request, caller)  # type: ignore[no-any-return]
+        return await self._replies.join(rpc, _scoped(caller), _digest(request), lambda: method(request, caller))
+
+    def _transact(self, rpc: Rpc, method: Callable[[Any, Caller], Any], request: Any, caller: Caller) -> Message:
+        if not caller.key or rpc.name in _REPEATABLE:
+            return method(request, caller)  # type: ignore[no-any-return]
+        key, digest = _scoped(caller), _digest(request)
+        known = self._replies.recall(rpc, key, digest)
+        if known is not None:
+            return known
+        with self._store.transaction():
+            reply: Message = method(request, caller)
+            self._replies.record(rpc, key, digest, reply)
+        return reply
+
+
+def _scoped(caller: Caller) -> str:
+    return f"{caller.task_id}:{caller.key}"
+
+
+def _digest(request: Message) -> bytes:
+    return hashlib.blake2b(request.SerializeToString(deterministic=True), digest_size=16).digest()
+
+
+def _is_disk_full(error: Exception) -> bool:
+    return "disk is full" in str(error) or getattr(error, "errno", None) == 28  # noqa: PLR2004 (ENOSPC)
+
+
+# RPCs that change nothing, or whose repetition is harmless: no answer is kept for them.
+_REPEATABLE = frozenset(
+    {
+        "AppGetByDeploymentName", "AppGetInfo", "AppGetLayout", "AppGetLifecycle", "AppGetObjects", "AppGetTags",
+        "AppHeartbeat", "AppList", "AppLookup", "AuthTokenGet", "BlobGet", "ClassGet", "ClientHello",
+        "ContainerHeartbeat", "ContainerHello", "DictContains", "DictGet", "DictGetById", "DictHeartbeat", "DictLen",
+        "DictList", "EnvironmentList", "FunctionCallFromId", "FunctionCallGetInfo", "FunctionCallList", "FunctionGet",
+        "FunctionGetById", "FunctionGetCallGraph", "FunctionGetCurrentStats", "FunctionGetDynamicConcurrency",
+        "FunctionGetOutputs", "FunctionGetSchedulingParams", "FunctionGetSerialized", "ImageFromId",
+        "MountBatchedCheckExistence", "MountPutFile", "QueueGetById", "QueueHeartbeat", "QueueLen", "QueueList",
+        "QueueNextItems", "SecretGetInfo", "SecretList", "TaskCurrentInputs", "TaskGetInfo", "TaskList",
+        "TokenInfoGet", "VolumeGetById", "VolumeGetFile", "VolumeGetFile2", "VolumeHeartbeat", "VolumeList",
+        "WorkspaceNameLookup",
+    }
+)  # fmt: skip
+
+# What a container may call. Its own ids are checked by the services.
+CONTAINER_RPCS = frozenset(
+    {
+        "AppGetByDeploymentName", "AppGetLayout", "AppGetOrCreate", "AppLookup", "AuthTokenGet", "BlobCreate",
+        "BlobGet", "ClassGet", "ClientHello", "ContainerCheckpoint", "ContainerHeartbeat", "ContainerHello",
+        "ContainerLog", "ContainerServerLifecycleReady", "ContainerStop", "DictClear", "DictContains", "DictContents",
+        "DictDelete", "DictGet", "DictGetById", "DictGetOrCreate", "DictHeartbeat", "DictLen", "DictPop",
+        "DictUpdate", "EnvironmentGetOrCreate", "FunctionBindParams", "FunctionCallCancel", "FunctionCallFromId",
+        "FunctionCallGetDataIn", "FunctionCallGetDataOut", "FunctionCallGetInfo", "FunctionCallPutDataOut",
+        "FunctionFinishInputs", "FunctionGet", "FunctionGetById", "FunctionGetCallGraph", "FunctionGetCurrentStats",
+        "FunctionGetDynamicConcurrency", "FunctionGetInputs", "FunctionGetOutputs", "FunctionGetSerialized",
+        "FunctionMap", "FunctionPutInputs", "FunctionPutOutputs", "FunctionRetryInputs",
+        "FunctionUpdateSchedulingParams", "QueueClear", "QueueDelete", "QueueGet", "QueueGetById",
+        "QueueGetOrCreate", "QueueHeartbeat", "QueueLen", "QueueNextItems", "QueuePut", "SecretGetOrCreate",
+        "TaskResult", "VolumeCommit", "VolumeCopyFiles", "VolumeCopyFiles2", "VolumeGetById", "VolumeGetFile",
+        "VolumeGetFile2", "VolumeGetOrCreate", "VolumeHeartbeat", "VolumeListFiles", "VolumeListFiles2",
+        "VolumePutFiles", "VolumePutFiles2", "VolumeReload", "VolumeRemoveFile", "VolumeRemoveFile2",
+        "MountPutFile",
+    }
+)  # fmt: skip

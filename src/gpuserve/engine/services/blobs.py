@@ -1,0 +1,40 @@
+"""Blobs: values too large for an RPC, uploaded and fetched over HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from grpclib import Status
+
+from gpuserve.engine.protocol import api_pb2
+from gpuserve.engine.rpc import Caller, refuse
+from gpuserve.engine.state.ids import new_id
+from gpuserve.engine.workers.objects_http import ObjectServer
+
+__all__ = ["BlobService"]
+
+
+class BlobService:
+    """Both Blob RPCs."""
+
+    def __init__(self, folder: Path, server: ObjectServer) -> None:
+        """Blobs lie in *folder*, which *server* serves."""
+        self._folder, self._server = folder, server
+
+    async def BlobCreate(self, _request: api_pb2.BlobCreateRequest, _caller: Caller) -> api_pb2.BlobCreateResponse:
+        """Say where to send a blob: one request, whatever its size."""
+        blob_id = new_id("bl")
+        url = self._server.put_url(blob_id)
+        return api_pb2.BlobCreateResponse(
+            blob_id=blob_id, blob_ids=[blob_id], upload_urls=api_pb2.UploadUrlList(items=[url])
+        )
+
+    async def BlobGet(self, request: api_pb2.BlobGetRequest, _caller: Caller) -> api_pb2.BlobGetResponse:
+        """Say where to fetch a blob."""
+        if not self._server.path(request.blob_id).is_file():
+            refuse(Status.NOT_FOUND, f"blob {request.blob_id} does not exist")
+        return api_pb2.BlobGetResponse(download_url=self._server.get_url(request.blob_id))
+
+    def read(self, blob_id: str) -> bytes:
+        """A blob's bytes, for the ingress and for mounts."""
+        return self._server.path(blob_id).read_bytes()

@@ -1,0 +1,1 @@
+"""Tables and transitions: no process, no socket of its own."""

@@ -1,0 +1,1 @@
+"""Processes, namespaces, sockets and the clock."""

@@ -1,0 +1,107 @@
+"""From a function's definition to everything that its container needs to start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from gpuserve.engine.protocol import api_pb2
+from gpuserve.engine.state.registry import Function, Registry
+from gpuserve.engine.workers.host_image import ImagePlan
+from gpuserve.engine.workers.launcher import ContainerSpec, SourceFile, VolumeBind
+from gpuserve.engine.workers.tasks import Task
+
+__all__ = ["Assembly", "MountedFile"]
+
+
+class MountedFile(Protocol):
+    """A file of a mount: where it belongs, and where its bytes lie."""
+
+    @property
+    def path(self) -> str:
+        """The path in the container."""
+
+    @property
+    def host(self) -> Path:
+        """The file that holds the bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """Looks up what a definition only names."""
+
+    registry: Registry
+    layout: Callable[[str], api_pb2.AppLayout]
+    secrets: Callable[[Iterable[str]], Mapping[str, str]]
+    mounted: Callable[[Iterable[str]], Iterable[MountedFile]]
+    volume_folder: Callable[[str], Path]
+    plan: Callable[[list[api_pb2.Image]], ImagePlan]
+    importable: Callable[[ImagePlan], frozenset[str] | None]
+    door_url: Callable[[Task], str]
+
+    def compose(self, task: Task, function: Function) -> ContainerSpec:
+        """Everything for one container of *function*."""
+        definition = function.definition
+        app = self.registry.apps[function.app_id]
+        layers = self.registry.image_layers(definition.image_id)
+        plan = self.plan(layers)
+        mount_ids = [*definition.mount_ids, *(one.context_mount_id for one in layers if one.context_mount_id)]
+        files = [SourceFile(path=_absolute(one.path), host=one.host) for one in self.mounted(mount_ids)]
+        environment = {**plan.env, **self.secrets(definition.secret_ids)}
+        return ContainerSpec(
+            task_id=task.id,
+            arguments=self._arguments(task, function).SerializeToString(),
+            environment=environment,
+            server_url=self.door_url(task),
+            files=tuple(files),
+            volumes=tuple(self._bind(mount) for mount in definition.volume_mounts),
+            workdir=plan.workdir,
+            packages=self.importable(plan) if layers else None,
+            image_id=definition.image_id,
+            environment_name=app.environment,
+        )
+
+    def _bind(self, mount: api_pb2.VolumeMount) -> VolumeBind:
+        folder = self.volume_folder(mount.volume_id)
+        if mount.HasField("sub_path") and mount.sub_path:
+            inner = (folder / mount.sub_path.lstrip("/")).resolve()
+            if not inner.is_relative_to(folder.resolve()):
+                inner = folder
+            inner.mkdir(parents=True, exist_ok=True)
+            folder = inner
+        return VolumeBind(path=mount.mount_path, host=folder, read_only=mount.read_only)
+
+    def _arguments(self, task: Task, function: Function) -> api_pb2.ContainerArguments:
+        layout = self.layout(function.app_id)
+        base_id = function.base_id or function.id
+        if function.base_id:
+            # the container finds its own handle under its function's name
+            layout.function_ids[function.definition.function_name] = base_id
+        known = {one.object_id for one in layout.objects}
+        for dependency in function.definition.object_dependencies:
+            if dependency.object_id not in known:
+                layout.objects.append(self._object(dependency.object_id))
+                known.add(dependency.object_id)
+        definition = api_pb2.Function()
+        definition.CopyFrom(function.definition)
+        return api_pb2.ContainerArguments(
+            task_id=task.id,
+            function_id=function.id,
+            app_id=function.app_id,
+            function_def=definition,
+            serialized_params=function.serialized_params,
+            environment_name=self.registry.apps[function.app_id].environment,
+            app_layout=layout,
+        )
+
+    def _object(self, object_id: str) -> api_pb2.Object:
+        found = api_pb2.Object(object_id=object_id)
+        if object_id.startswith("vo-"):
+            found.volume_metadata.CopyFrom(api_pb2.VolumeMetadata(version=api_pb2.VOLUME_FS_VERSION_V2))
+        return found
+
+
+def _absolute(path: str) -> str:
+    return path if PurePosixPath(path).is_absolute() else f"/root/{path}"
