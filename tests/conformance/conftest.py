@@ -1,0 +1,59 @@
+"""Plain Modal apps, through the real modal CLI and client, on one engine a module."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpuserve.engine import LocalEngine
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[LocalEngine]:
+    with LocalEngine() as running:
+        yield running
+
+
+@pytest.fixture
+def modal_cli(engine: LocalEngine, tmp_path: Path) -> Run:
+    """Run ``modal ARGS`` against the engine, in an empty folder."""
+
+    def run(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "modal", *arguments],
+            env={**os.environ, **engine.environment, "COLUMNS": "200"},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        if check:
+            assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def run_app(modal_cli: Run, tmp_path: Path) -> Callable[[str], Any]:
+    """Run an app's source with ``modal run``; its entrypoint hands its findings to ``report(...)``."""
+
+    def run(source: str) -> Any:
+        report = tmp_path / "report.json"
+        head = f"import json, pathlib\ndef report(found): pathlib.Path({str(report)!r}).write_text(json.dumps(found))\n"
+        (tmp_path / "app.py").write_text(head + textwrap.dedent(source))
+        modal_cli("run", "app.py")
+        return json.loads(report.read_text())
+
+    return run
