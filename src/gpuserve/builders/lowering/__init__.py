@@ -1,0 +1,8 @@
+"""From declarations to Modal: the only place that declares to modal."""
+
+from __future__ import annotations
+
+from gpuserve.builders.lowering.image import modal_image
+from gpuserve.builders.lowering.server import modal_secret, register
+
+__all__ = ["modal_image", "modal_secret", "register"]

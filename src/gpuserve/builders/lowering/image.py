@@ -1,0 +1,131 @@
+"""An image, declared to modal, with gpuserve in it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from pathlib import Path
+
+import modal
+from packaging.requirements import Requirement
+
+from gpuserve.specs.image import ImageSpec, Layer, Local, Packages, Shell, Sync, System, Variables
+
+__all__ = ["modal_image"]
+
+_PACKAGE = Path(__file__).parents[2]
+_IN_CONTAINER = "/root/gpuserve"
+# What a container never needs of gpuserve: the engine and the command line stay at home.
+_LEFT_OUT = ("**/__pycache__", "engine", "cli", "testing.py")
+_UV_VERSION = "0.9.11"
+_CORE = ("pydantic", "packaging")
+_HTTP = ("fastapi",)
+
+
+def modal_image(spec: ImageSpec, *, http: bool = False) -> modal.Image:
+    """Modal's image for *spec*.
+
+    A released gpuserve is resolved together with the first of the user's own packages; a checkout is
+    attached as a folder, last, so that editing it rebuilds nothing.
+
+    Args:
+        spec: What is declared.
+        http: Whether what serves HTTP must be in it too.
+    """
+    layers = list(spec.ordered_layers())
+    own = _own_requirements(spec, http=http)
+    place = next((n for n, layer in enumerate(layers) if _takes_company(layer)), None)
+    if place is None:
+        first = next((n for n, layer in enumerate(layers) if not isinstance(layer, System)), len(layers))
+        layers.insert(first, Packages(requirements=own))
+    else:
+        layer = layers[place]
+        if isinstance(layer, Packages):
+            layers[place] = layer.model_copy(update={"requirements": (*layer.requirements, *own)})
+    image = _base(spec)
+    workdir = spec.working_dir
+    for layer in layers:
+        if workdir is not None and isinstance(layer, Local):
+            image, workdir = image.workdir(workdir), None
+        image = _with_layer(image, layer)
+    if workdir is not None:
+        image = image.workdir(workdir)
+    if _released_version() is None:
+        image = image.add_local_dir(str(_PACKAGE), _IN_CONTAINER, ignore=list(_LEFT_OUT))
+    return image
+
+
+def _takes_company(layer: Layer) -> bool:
+    """Whether gpuserve's own packages can be resolved in this layer: it uses the ordinary index, plainly."""
+    return isinstance(layer, Packages) and layer.index is None and not layer.options
+
+
+def _base(spec: ImageSpec) -> modal.Image:
+    base = spec.base
+    if base.kind == "debian":
+        return modal.Image.debian_slim(python_version=base.python)
+    if base.kind == "registry":
+        return modal.Image.from_registry(base.reference, add_python=base.python)
+    context = base.context_dir if base.context_dir is not None else str(Path(base.reference).parent)
+    return modal.Image.from_dockerfile(base.reference, context_dir=context, add_python=base.python)
+
+
+def _with_layer(image: modal.Image, layer: Layer) -> modal.Image:
+    match layer:
+        case System():
+            return image.apt_install(*layer.packages)
+        case Packages():
+            return image.uv_pip_install(
+                *layer.requirements,
+                index_url=layer.index,
+                extra_index_url=layer.extra_index,
+                extra_options=layer.options,
+                uv_version=_UV_VERSION,
+            )
+        case Sync():
+            return image.uv_sync(
+                layer.project_dir, groups=list(layer.groups), extras=list(layer.extras), uv_version=_UV_VERSION
+            )
+        case Shell():
+            return image.run_commands(*layer.commands, gpu=layer.gpu)
+        case Variables():
+            return image.env(dict(layer.values))
+        case Local():
+            return _with_local(image, layer)
+
+
+def _with_local(image: modal.Image, layer: Local) -> modal.Image:
+    if layer.kind == "file":
+        return image.add_local_file(layer.source, layer.target)
+    if layer.kind == "dir":
+        return image.add_local_dir(layer.source, layer.target, ignore=list(layer.ignore))
+    return image.add_local_python_source(layer.source)
+
+
+def _own_requirements(spec: ImageSpec, *, http: bool) -> tuple[str, ...]:
+    """What gpuserve needs in a container, without what the user pinned already."""
+    pinned = {Requirement(text).name.lower() for text in spec.requirements()}
+    needed = [name for name in (*_CORE, *(_HTTP if http else ())) if name not in pinned]
+    released = _released_version()
+    own = [f"gpuserve=={released}"] if released is not None and "gpuserve" not in pinned else []
+    return (*own, *(_pin(name) for name in needed))
+
+
+def _pin(name: str) -> str:
+    """The version of this machine, so that the image is the one that was tried here."""
+    try:
+        return f"{name}=={importlib.metadata.version(name)}"
+    except importlib.metadata.PackageNotFoundError:
+        return name
+
+
+def _released_version() -> str | None:
+    """The version to install from the index; ``None`` for a checkout, and in a container."""
+    try:
+        distribution = importlib.metadata.distribution("gpuserve")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    address = distribution.read_text("direct_url.json")
+    if address is not None and json.loads(address):
+        return None
+    return distribution.version

@@ -1,0 +1,209 @@
+"""A served class, declared to modal."""
+
+from __future__ import annotations
+
+import builtins
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import modal
+
+from gpuserve.builders.local import runtime_for
+from gpuserve.builders.lowering.image import modal_image
+from gpuserve.builders.registered import CHUNK, RegisteredServer, batched_partial
+from gpuserve.builders.server import WarmModelServer, batched_methods, declaration_of, item_annotation
+from gpuserve.exceptions import DeclarationError, RegistrationError
+from gpuserve.runtime.server import require_runtime
+from gpuserve.specs.http import Http
+from gpuserve.specs.image import ImageSpec
+from gpuserve.specs.secret import SecretSpec
+from gpuserve.specs.server import ServerDeclaration
+
+__all__ = ["modal_secret", "register"]
+
+ServerT = TypeVar("ServerT", bound=WarmModelServer)
+
+# Source: Modal's guide to input concurrency: 1,000 inputs a container at most.
+_MAX_INPUTS = 1000
+_HEALTH_CHECKS = 8
+_REGISTERED: weakref.WeakKeyDictionary[modal.App, dict[str, type]] = weakref.WeakKeyDictionary()
+
+
+def register(app: modal.App, **overrides: Any) -> Callable[[type[ServerT]], type[ServerT]]:
+    """Make a Modal class of a server, on *app*.
+
+    Args:
+        app: The app that it belongs to.
+        overrides: Declarations put over the class's own, e.g. ``gpu="H100"``.
+
+    Returns:
+        A decorator for a leaf subclass; what it returns is a ``modal.Cls`` whose instances have the
+        class's batched methods, typed.
+
+    Raises:
+        RegistrationError: If the class, or another of its name, is on an app already.
+        DeclarationError: With every fault of the declaration.
+
+    Examples:
+        >>> import modal, gpuserve
+        >>> app = modal.App("doubler")
+        >>> @gpuserve.register(app)
+        ... class Doubler(gpuserve.WarmModelServer):
+        ...     image = gpuserve.ImageSpec.debian("3.11")
+        ...
+        ...     @gpuserve.batched
+        ...     def predict(self, batch: list[int]) -> list[int]:
+        ...         return [2 * number for number in batch]
+        >>> isinstance(Doubler, modal.Cls)
+        True
+    """
+
+    def decorate(cls: type[ServerT]) -> type[ServerT]:
+        if isinstance(cls, modal.Cls):
+            raise RegistrationError("the class is registered already; register a plain class once")
+        if not (isinstance(cls, type) and issubclass(cls, WarmModelServer)):
+            raise RegistrationError(f"{cls!r} is not a WarmModelServer; write class Name(gpuserve.WarmModelServer)")
+        taken = _REGISTERED.setdefault(app, {})
+        if taken.get(cls.__name__, cls) is not cls and not _is_cell(cls):
+            raise RegistrationError(f"the app has a class {cls.__name__} already; rename one of them")
+        declaration = declaration_of(cls, overrides)
+        markers = batched_methods(cls)
+        faults = []
+        if declaration.image is None:
+            faults.append("image is missing; write image = gpuserve.ImageSpec.debian('3.11').pip('name==version')")
+        if not markers and declaration.http is None:
+            faults.append("it has no method to call; write @gpuserve.batched def predict(self, batch: list[In])")
+        for marker in markers.values():
+            try:
+                item_annotation(cls, marker)
+            except DeclarationError as error:
+                faults += error.faults
+            except NameError:
+                continue  # a name of this file that is defined further down: resolved when the container starts
+        if faults or declaration.image is None:
+            raise DeclarationError(cls.__qualname__, tuple(faults))
+        for name, value in overrides.items():
+            setattr(cls, name, value)
+        taken[cls.__name__] = cls
+        return _lower(app, cls, declaration, declaration.image)
+
+    return decorate
+
+
+def _is_cell(cls: type) -> bool:
+    """Whether the class stands in a notebook's cell, which is run again after each edit."""
+    return cls.__module__ == "__main__" and hasattr(builtins, "get_ipython")
+
+
+def _lower(app: modal.App, cls: type[ServerT], declaration: ServerDeclaration, image: ImageSpec) -> type[ServerT]:
+    markers = batched_methods(cls)
+    cls._gpuserve_markers = markers
+    for name, marker in markers.items():
+        setattr(cls, name, batched_partial(modal.method()(_item_method(name)), marker))
+    for name, hook in _hooks(declaration).items():
+        setattr(cls, name, hook)
+    most = declaration.batching.max_queue + declaration.batching.max_batch_size + _HEALTH_CHECKS
+    busy = min(2 * declaration.batching.max_batch_size, most, _MAX_INPUTS)
+    concurrent = modal.concurrent(max_inputs=min(most, _MAX_INPUTS), target_inputs=busy)
+    registered: Any = app.cls(**_arguments(declaration, image))(concurrent(cls))
+    registered.__class__ = RegisteredServer
+    registered._gpuserve_methods = tuple(markers)
+    registered._gpuserve_chunk_size = declaration.batching.max_batch_size
+    registered._gpuserve_name = cls.__qualname__
+    result: type[ServerT] = registered
+    return result
+
+
+def _item_method(name: str) -> Callable[..., Any]:
+    async def answer(self: WarmModelServer, item: Any) -> Any:
+        return await require_runtime(self._gpuserve_runtime, type(self).__name__).submit(name, item)
+
+    answer.__name__ = answer.__qualname__ = name
+    return answer
+
+
+def _hooks(declaration: ServerDeclaration) -> dict[str, Any]:
+    async def load(self: WarmModelServer) -> None:
+        self._gpuserve_runtime = runtime_for(self, in_thread=True)
+        await self._gpuserve_runtime.load()
+
+    async def make_ready(self: WarmModelServer) -> None:
+        await require_runtime(self._gpuserve_runtime, type(self).__name__).make_ready()
+
+    async def stop(self: WarmModelServer) -> None:
+        if self._gpuserve_runtime is not None:
+            await self._gpuserve_runtime.stop()
+
+    async def chunk(self: WarmModelServer, items: list[Any], *, method: str) -> Any:
+        runtime = require_runtime(self._gpuserve_runtime, type(self).__name__)
+        return _stacked(await runtime.submit_many(method, items))
+
+    hooks: dict[str, Any] = {
+        "_gpuserve_load": modal.enter(snap=declaration.memory_snapshot)(load),
+        "_gpuserve_ready": modal.enter(snap=False)(make_ready),
+        "_gpuserve_stop": modal.exit()(stop),
+        CHUNK: modal.method()(chunk),
+    }
+    if declaration.http is not None:
+        hooks["web"] = modal.asgi_app()(_web(declaration.http))
+    return hooks
+
+
+def _web(http: Http) -> Callable[[WarmModelServer], Any]:
+    def web(self: WarmModelServer) -> Any:
+        from gpuserve.runtime.http.app import build_app
+
+        runtime = require_runtime(self._gpuserve_runtime, type(self).__name__)
+        return build_app(runtime, http, batched_methods(type(self)), self.routes)
+
+    return web
+
+
+def _stacked(answers: list[Any]) -> Any:
+    """Arrays of one shape travel as one buffer; anything else as it is."""
+    first = answers[0] if answers else None
+    shape, dtype = getattr(first, "shape", None), getattr(first, "dtype", None)
+    if shape is None or type(first).__module__ != "numpy":
+        return answers
+    if any(getattr(one, "shape", None) != shape or getattr(one, "dtype", None) != dtype for one in answers):
+        return answers
+    import numpy as np
+
+    return np.stack(answers)
+
+
+def _arguments(declaration: ServerDeclaration, image: ImageSpec) -> dict[str, Any]:
+    secrets = [*declaration.secrets]
+    if declaration.http is not None and declaration.http.keys is not None:
+        secrets.append(declaration.http.keys)
+    gpu = declaration.gpu
+    arguments: dict[str, Any] = {
+        "image": modal_image(image, http=declaration.http is not None),
+        "gpu": list(gpu) if isinstance(gpu, tuple) else gpu,
+        "secrets": [modal_secret(one) if isinstance(one, SecretSpec) else one for one in secrets],
+        "env": dict(declaration.env) or None,
+        "volumes": dict(declaration.volumes),
+        "min_containers": declaration.scaling.min_containers or None,
+        "max_containers": declaration.scaling.max_containers,
+        "buffer_containers": declaration.scaling.buffer_containers or None,
+        "scaledown_window": declaration.scaling.scaledown_window,
+        "timeout": declaration.timeout_s,
+        "startup_timeout": declaration.startup_timeout_s,
+        "retries": declaration.retries or None,
+        "cpu": declaration.cpu,
+        "memory": declaration.memory_mib,
+        "ephemeral_disk": declaration.ephemeral_disk_mib,
+        "cloud": declaration.cloud,
+        "region": declaration.region,
+        "routing_region": declaration.routing_region,
+        "proxy": declaration.proxy,
+        "nonpreemptible": declaration.nonpreemptible,
+        "enable_memory_snapshot": declaration.memory_snapshot,
+    }
+    return {**arguments, **declaration.modal}
+
+
+def modal_secret(spec: SecretSpec) -> modal.Secret:
+    """The workspace's secret of that name; Modal refuses the start where a required key is missing."""
+    return modal.Secret.from_name(spec.name, required_keys=list(spec.required_keys))

@@ -1,0 +1,146 @@
+"""What `register` returns: Modal's class, whose instances know batched methods."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from typing import Any
+
+import modal
+
+from gpuserve.builders.batched import BatchedMethod, batched
+from gpuserve.exceptions import RegistrationError
+
+__all__ = ["CHUNK", "RegisteredServer", "ServerHandle", "batched_partial"]
+
+CHUNK = "_gpuserve_chunk"
+
+
+class RegisteredServer(modal.Cls):
+    """A ``modal.Cls`` in all things; calling it gives a `ServerHandle`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """A `ServerHandle` of the pool that serves these parameters."""
+        return ServerHandle(super().__call__(*args, **kwargs), self._gpuserve_methods, self._gpuserve_chunk_size)
+
+    def __mro_entries__(self, _bases: tuple[Any, ...]) -> tuple[type, ...]:
+        """Refuse to be a base class.
+
+        Raises:
+            RegistrationError: Always.
+        """
+        raise RegistrationError(
+            f"{self._gpuserve_name} is registered and cannot be subclassed; "
+            f"subclass an unregistered base, and register each leaf"
+        )
+
+
+class _BatchedPartial(modal.partial_function.PartialFunction[Any, Any, Any]):
+    """Modal's mark of a method, which on an instance is our batched method still."""
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        if instance is None:
+            return self
+        return instance._gpuserve_bind(self.__dict__["_gpuserve_marker"])
+
+
+def batched_partial(partial: Any, marker: batched[Any, Any, Any]) -> Any:
+    """Modal's *partial*, reading as *marker* does on an instance."""
+    partial.__class__ = _BatchedPartial
+    partial._gpuserve_marker = marker
+    return partial
+
+
+class ServerHandle:
+    """One pool of containers: batched methods with our face, everything else as Modal has it."""
+
+    def __init__(self, instance: Any, methods: Sequence[str], chunk_size: int) -> None:
+        self._instance = instance
+        self._methods = frozenset(methods)
+        self._chunk_size = chunk_size
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._methods:
+            return RemoteMethod(self._instance, name, self._chunk_size)
+        return getattr(self._instance, name)
+
+    @property
+    def url(self) -> str | None:
+        """Where the HTTP face is; ``None`` for a server without one."""
+        address: str | None = self._instance.web.get_web_url()
+        return address
+
+
+class RemoteMethod(BatchedMethod[Any, Any]):
+    """A batched method whose calls run in containers."""
+
+    def __init__(self, instance: Any, name: str, chunk_size: int) -> None:
+        self._instance = instance
+        self.name = name
+        self.chunk_size = chunk_size
+
+    @property
+    def remote(self) -> Any:
+        """Modal's own ``.remote`` of the method, with ``.aio``."""
+        return getattr(self._instance, self.name).remote
+
+    @property
+    def spawn(self) -> Any:
+        """Modal's own ``.spawn`` of the method."""
+        return getattr(self._instance, self.name).spawn
+
+    @property
+    def map(self) -> _RemoteMap:
+        """Many items, ``chunk`` of them a call."""
+        return _RemoteMap(self)
+
+    @property
+    def chunked(self) -> Any:
+        """The hidden Modal method that answers many items."""
+        return getattr(self._instance, CHUNK)
+
+    def local(self, batch: Sequence[Any]) -> Sequence[Any]:
+        """Call the method itself on an instance in this process, loaded first as Modal loads it."""
+        method: BatchedMethod[Any, Any] = getattr(self._instance._gpuserve_loaded(), self.name)
+        return method.local(batch)
+
+    async def submit(self, _item: Any, *, key: str = "", timeout_s: float | None = None) -> Any:
+        """Refused: it belongs to the inside of a container.
+
+        Raises:
+            RegistrationError: Always.
+        """
+        raise self._outside(f"submit(key={key!r}, timeout_s={timeout_s})", "remote.aio(item)")
+
+    async def submit_many(self, _items: Sequence[Any], *, key: str = "") -> list[Any]:
+        """Refused: it belongs to the inside of a container.
+
+        Raises:
+            RegistrationError: Always.
+        """
+        raise self._outside(f"submit_many(key={key!r})", "map.aio(items)")
+
+    def _outside(self, call: str, instead: str) -> RegistrationError:
+        return RegistrationError(f"{call} is for the server's own routes; from outside, use {self.name}.{instead}")
+
+
+class _RemoteMap:
+    def __init__(self, method: RemoteMethod) -> None:
+        self._method = method
+
+    def __call__(self, items: Iterable[Any], /, *, chunk: int | None = None) -> Iterator[Any]:
+        parts = _parts(items, chunk or self._method.chunk_size)
+        for answers in self._method.chunked.map(parts, kwargs={"method": self._method.name}):
+            yield from answers
+
+    async def aio(self, items: Iterable[Any], /, *, chunk: int | None = None) -> AsyncIterator[Any]:
+        parts = _parts(items, chunk or self._method.chunk_size)
+        async for answers in self._method.chunked.map.aio(parts, kwargs={"method": self._method.name}):
+            for answer in answers:
+                yield answer
+
+
+def _parts(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while part := list(itertools.islice(iterator, size)):
+        yield part

@@ -1,0 +1,209 @@
+"""`WarmModelServer`: a model that is loaded once a container and answers in batches."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from gpuserve.builders.batched import BatchedMethod, batched
+from gpuserve.exceptions import DeclarationError
+from gpuserve.runtime.server import ServerRuntime
+from gpuserve.specs.batching import Batching
+from gpuserve.specs.http import Http
+from gpuserve.specs.image import ImageSpec
+from gpuserve.specs.scaling import Scaling
+from gpuserve.specs.server import ServerDeclaration
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+    from gpuserve.builders.local import LocalServer
+
+__all__ = ["WarmModelServer", "batched_methods", "declaration_of"]
+
+# What a registered class has beside its own: a subclass that takes these names would break it.
+_RESERVED = ("local", "web", "url", "submit_many")
+
+
+class WarmModelServer:
+    """Serve a model: loaded once a container, called in batches, by RPC and by HTTP.
+
+    Subclass it, say what it needs as class attributes, and write what it does as plain methods; then
+    `gpuserve.register` makes a Modal class of it.
+
+    Attributes:
+        image: What the container is made from.
+        gpu: As in ``"L4"`` or ``"H100:2"``; a sequence is tried in its order.
+        scaling: How many containers, and how long idle ones stay.
+        batching: How requests are gathered.
+        http: The HTTP face; ``None`` for RPC alone.
+        secrets: `SecretSpec` or ``modal.Secret`` objects.
+        timeout_s: Seconds that one call may take.
+        startup_timeout_s: Seconds that a start may take.
+        modal: Handed on to ``modal.App.cls`` as it is.
+
+    Raises:
+        DeclarationError: When the subclass is defined, with every fault of its declaration.
+
+    Examples:
+        >>> import gpuserve
+        >>> class Doubler(gpuserve.WarmModelServer):
+        ...     image = gpuserve.ImageSpec.debian("3.11")
+        ...     scaling = gpuserve.Scaling(max_containers=4)
+        ...
+        ...     def load(self) -> None:
+        ...         self.factor = 2
+        ...
+        ...     @gpuserve.batched
+        ...     def predict(self, batch: list[int]) -> list[int]:
+        ...         return [self.factor * number for number in batch]
+        >>> with Doubler.local() as server:
+        ...     list(server.predict.map([1, 2, 3]))
+        [2, 4, 6]
+    """
+
+    image: ClassVar[ImageSpec | None] = None
+    gpu: ClassVar[str | Sequence[str] | None] = None
+    scaling: ClassVar[Scaling] = Scaling()
+    batching: ClassVar[Batching] = Batching()
+    http: ClassVar[Http | None] = None
+    secrets: ClassVar[tuple[Any, ...]] = ()
+    timeout_s: ClassVar[int] = 300
+    startup_timeout_s: ClassVar[int] = 600
+    memory_snapshot: ClassVar[bool] = False
+    retries: ClassVar[int] = 0
+    cpu: ClassVar[float | None] = None
+    memory_mib: ClassVar[int | None] = None
+    ephemeral_disk_mib: ClassVar[int | None] = None
+    env: ClassVar[Mapping[str, str]] = {}
+    volumes: ClassVar[Mapping[str, Any]] = {}
+    cloud: ClassVar[str | None] = None
+    region: ClassVar[str | tuple[str, ...] | None] = None
+    routing_region: ClassVar[str | None] = None
+    proxy: ClassVar[Any] = None
+    nonpreemptible: ClassVar[bool] = False
+    max_parameter_sets: ClassVar[int] = 1
+    modal: ClassVar[Mapping[str, Any]] = {}
+
+    _gpuserve_runtime: ServerRuntime | None = None
+    _gpuserve_markers: ClassVar[dict[str, batched[Any, Any, Any]]] = {}
+
+    def load(self) -> None:
+        """Load the model; called once a container, in the thread that the model runs in."""
+
+    def to_device(self) -> None:
+        """Move the model to the device; after `load`, and again after a memory snapshot is restored."""
+
+    def warm_up(self) -> None:
+        """Run the model once, so that the first request does not pay for it."""
+
+    def unload(self) -> None:
+        """Leave in order; called once, when the container ends."""
+
+    def cost(self, item: Any) -> float:  # noqa: ARG002 (overridden with it)
+        """What *item* adds to a batch, e.g. its tokens; 1 unless overridden."""
+        return 1.0
+
+    def routes(self, router: APIRouter) -> None:
+        """Add routes of your own beside ours; they are guarded as ours are."""
+
+    @classmethod
+    def local(cls, **parameters: Any) -> LocalServer[Self]:
+        """Run the server in this process, without engine or container: ``with MyServer.local() as server``.
+
+        The same checks and the same queue, in the caller's own thread, where a debugger works.
+        """
+        from gpuserve.builders.local import LocalServer
+
+        return LocalServer(cls, parameters)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        faults = [*_name_faults(cls)]
+        try:
+            declaration_of(cls)
+        except DeclarationError as error:
+            faults += error.faults
+        if faults:
+            raise DeclarationError(cls.__qualname__, tuple(faults))
+
+    def _gpuserve_loaded(self) -> Self:
+        """This instance, loaded in this process if it was not before."""
+        if "_gpuserve_is_loaded" not in self.__dict__:
+            self.load()
+            self.to_device()
+            self.warm_up()
+            self.__dict__["_gpuserve_is_loaded"] = True
+        return self
+
+    def _gpuserve_bind(self, marker: batched[Any, Any, Any]) -> BatchedMethod[Any, Any]:
+        from gpuserve.builders.local import BoundMethod
+
+        return BoundMethod(self, marker)
+
+
+def _name_faults(cls: type[WarmModelServer]) -> list[str]:
+    faults: list[str] = []
+    for name, value in vars(cls).items():
+        if name in _RESERVED or name.startswith("_gpuserve"):
+            faults.append(f"{name} is a name of gpuserve's own; call it something else")
+        inherited = next((vars(base)[name] for base in cls.__mro__[1:] if name in vars(base)), None)
+        if isinstance(inherited, batched) and not isinstance(value, batched):
+            faults.append(f"{name} overrides a batched method and is not one; write @gpuserve.batched above it")
+        if isinstance(value, batched) and inherited is not None and not isinstance(inherited, batched):
+            faults.append(f"{name} is a hook of WarmModelServer, which cannot be batched; call it something else")
+        if isinstance(value, batched) and inspect.iscoroutinefunction(value.function):
+            faults.append(f"{name} is async; write a plain method, which runs in the model's own thread")
+    if "__init__" in vars(cls):
+        faults.append("__init__ is defined; load the model in load(), and take values by modal.parameter()")
+    return faults
+
+
+def declaration_of(cls: type[WarmModelServer], overrides: Mapping[str, Any] | None = None) -> ServerDeclaration:
+    """What a class declares, checked, with *overrides* put over it.
+
+    Raises:
+        DeclarationError: With every fault.
+    """
+    values = {name: getattr(cls, name) for name in ServerDeclaration.model_fields}
+    try:
+        return ServerDeclaration(**{**values, **(overrides or {})})
+    except DeclarationError as error:
+        raise DeclarationError(cls.__qualname__, error.faults) from None
+
+
+def batched_methods(cls: type[WarmModelServer]) -> dict[str, batched[Any, Any, Any]]:
+    """The batched methods of a class, inherited ones included, by name."""
+    found: dict[str, batched[Any, Any, Any]] = vars(cls).get("_gpuserve_markers", {})
+    if found:
+        return found  # registered: Modal's own methods stand in their places
+    for base in reversed(cls.__mro__):
+        for name, value in vars(base).items():
+            if isinstance(value, batched):
+                found[name] = value
+            else:
+                found.pop(name, None)
+    return found
+
+
+def item_annotation(cls: type, marker: batched[Any, Any, Any]) -> Any:
+    """The annotation of one item: ``In`` of ``batch: list[In]``, resolved now.
+
+    Raises:
+        DeclarationError: If the method does not say what its batch is a list of.
+    """
+    name = f"{cls.__qualname__}.{marker.name}"
+    parameters = list(inspect.signature(marker.function).parameters)
+    annotation: Any = None
+    if len(parameters) == 2:  # noqa: PLR2004 (self and the batch)
+        written = marker.function.__annotations__.get(parameters[1])
+        # this one alone: the others may name what only a type checker imports
+        asked = types.SimpleNamespace(__annotations__={"batch": written} if written is not None else {})
+        annotation = typing.get_type_hints(asked, globalns=marker.function.__globals__).get("batch")
+    arguments = typing.get_args(annotation)
+    if annotation is None or typing.get_origin(annotation) is not list or len(arguments) != 1:
+        raise DeclarationError(name, (f"its parameters are ({', '.join(parameters)}); write (self, batch: list[In])",))
+    return arguments[0]

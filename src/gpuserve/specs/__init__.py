@@ -1,0 +1,1 @@
+"""What a user declares: frozen, checked when made, without modal and without torch."""
