@@ -158,6 +158,17 @@ def env() -> None:
             click.echo(f"export {key}={value}")
 
 
+@cli.command()
+@click.option("--limit", type=click.IntRange(min=1), help="Embed only so many docstrings.")
+@click.option("--serve", is_flag=True, help="Leave the search page up until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable report.")
+def quickstart(limit: int | None, serve: bool, as_json: bool) -> None:
+    """Embed the standard library's docstrings with a real model on the local engine, and search them."""
+    from gpuserve.quickstart.command import run
+
+    run(limit=limit, serve=serve, as_json=as_json)
+
+
 def main() -> None:
     """Run, and turn what the user can mend into one line and an exit code."""
     try:

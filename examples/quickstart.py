@@ -1,0 +1,1 @@
+../src/gpuserve/quickstart/app.py

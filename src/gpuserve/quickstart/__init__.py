@@ -1,0 +1,1 @@
+"""The main job: Python's own documentation, embedded and searched."""
