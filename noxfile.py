@@ -2,33 +2,60 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import nox
 
 nox.options.default_venv_backend = "none"
 nox.options.sessions = ["lint", "types", "tests"]
 
+_BIN = Path(sys.executable).parent  # the environment that nox runs in, activated or not
+
+
+def _run(session: nox.Session, tool: str, *arguments: str) -> None:
+    session.run(str(_BIN / tool), *arguments, external=True)
+
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """The commit tier."""
-    session.run("python", "-m", "pytest", "-q", *session.posargs)
+    _run(session, "python", "-m", "pytest", "-q", *session.posargs)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style, format and the direction of imports."""
-    session.run("ruff", "check")
-    session.run("ruff", "format", "--check")
-    session.run("lint-imports")
+    _run(session, "ruff", "check")
+    _run(session, "ruff", "format", "--check")
+    _run(session, "lint-imports")
 
 
 @nox.session
 def types(session: nox.Session) -> None:
     """Mypy, strict."""
-    session.run("mypy")
+    _run(session, "mypy")
 
 
 @nox.session
 def quickstart(session: nox.Session) -> None:
     """The main job."""
-    session.run("gpuserve", "quickstart", *session.posargs)
+    _run(session, "gpuserve", "quickstart", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Every README block and docstring, run as written; the generated pages are current."""
+    _run(session, "python", "-m", "pytest", "-q", "tests/docs", "src", "README.md", *session.posargs)
+
+
+@nox.session
+def heavy(session: nox.Session) -> None:
+    """The full counts: kills, faults and long runs."""
+    _run(session, "python", "-m", "pytest", "-q", "-m", "heavy", "--timeout=3600", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The benchmarks, ours and the peer's in one run; raw JSON under benchmarks/results."""
+    _run(session, "python", "-m", "benchmarks", *session.posargs)

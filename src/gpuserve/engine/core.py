@@ -14,6 +14,7 @@ from typing import Any
 
 from grpclib.server import Server
 
+from gpuserve.engine.coverage import instead_of
 from gpuserve.engine.protocol import api_pb2, status_details_codec
 from gpuserve.engine.rpc import Access, Replies, Servicer
 from gpuserve.engine.services.apps import AppService
@@ -123,7 +124,7 @@ class Core:
             StreamService(self.streams),
         ]
         access = Access(token_id=self.token_id, token_secret=self.token_secret)
-        self.servicer = Servicer(services, store, Replies(store), access)
+        self.servicer = Servicer(services, store, Replies(store), access, instead_of)
 
     def _settled(self, call: Call) -> None:
         self.call_service.settled(call)

@@ -10,6 +10,7 @@ Source:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
@@ -18,7 +19,17 @@ from google.protobuf.message_factory import GetMessageClass
 from modal._utils.grpc_utils import custom_detail_codec as status_details_codec
 from modal_proto import api_pb2
 
-__all__ = ["RPCS", "SERVICE", "Empty", "Message", "Rpc", "api_pb2", "status_details_codec"]
+__all__ = [
+    "RPCS",
+    "SERVICE",
+    "ContainerRuntime",
+    "Empty",
+    "Message",
+    "Rpc",
+    "api_pb2",
+    "container_runtime",
+    "status_details_codec",
+]
 
 SERVICE = "modal.client.ModalClient"
 
@@ -52,3 +63,30 @@ def _read_descriptor() -> dict[str, Rpc]:
 
 
 RPCS: dict[str, Rpc] = _read_descriptor()
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerRuntime:
+    """Modal's container runtime, as ``python -m modal._container_entrypoint`` runs it.
+
+    Attributes:
+        module: The module, whose ``__main__`` a container believes itself to be.
+        reported: What it raises once a failed start was told by TaskResult.
+    """
+
+    module: ModuleType
+    reported: type[BaseException]
+
+    def run(self, arguments: bytes) -> None:
+        """Serve inputs until the engine ends it; *arguments* is a serialised ContainerArguments."""
+        from modal.client import Client
+
+        self.module.main(api_pb2.ContainerArguments.FromString(arguments), Client.from_env())
+
+
+def container_runtime() -> ContainerRuntime:
+    """Import the runtime: the slow part of a container's start, done once, before the fork."""
+    import modal._container_entrypoint as module
+    from modal._runtime.task_lifecycle_manager import UserException
+
+    return ContainerRuntime(module, UserException)

@@ -139,8 +139,16 @@ class Replies:
 class Servicer:
     """All services behind one grpclib mapping; unknown RPCs answer UNIMPLEMENTED by name."""
 
-    def __init__(self, services: Iterable[object], store: Store, replies: Replies, access: Access) -> None:
-        """Find each RPC's method among *services*."""
+    def __init__(
+        self,
+        services: Iterable[object],
+        store: Store,
+        replies: Replies,
+        access: Access,
+        instead: Callable[[str], str],
+    ) -> None:
+        """Find each RPC's method among *services*; *instead* says what works for one that has none."""
+        self._instead = instead
         self._store = store
         self._replies = replies
         self._access = access
@@ -160,6 +168,7 @@ class Servicer:
         """The same services behind another door."""
         door = object.__new__(Servicer)
         door._store, door._replies, door._access, door._methods = self._store, self._replies, access, self._methods
+        door._instead = self._instead
         return door
 
     def __mapping__(self) -> dict[str, grpclib.const.Handler]:
@@ -182,8 +191,7 @@ class Servicer:
             self._access.caller(rpc.name, stream.metadata)
             refuse(
                 Status.UNIMPLEMENTED,
-                f"gpuserve's local engine does not implement {rpc.name}; docs/reference/rpc-coverage.md lists "
-                "what it does and what works instead",
+                f"gpuserve's local engine does not implement {rpc.name}; what works instead: {self._instead(rpc.name)}",
             )
 
         return serve

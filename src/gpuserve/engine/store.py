@@ -95,7 +95,7 @@ class Store:
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute("PRAGMA foreign_keys=ON")
         self._db.executescript(_CORE_TABLES)
-        self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION:d}")
+        self._db.execute("PRAGMA user_version=1")  # SCHEMA_VERSION; a pragma takes no parameter
 
     def create_tables(self, script: str) -> None:
         """Run a service's ``CREATE TABLE IF NOT EXISTS`` statements."""

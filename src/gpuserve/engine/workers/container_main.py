@@ -15,11 +15,7 @@ import types
 from pathlib import Path
 from typing import Any, NoReturn
 
-import modal._container_entrypoint as entrypoint
-from modal._runtime.task_lifecycle_manager import UserException
-from modal.client import Client
-from modal_proto import api_pb2
-
+from gpuserve.engine.protocol import ContainerRuntime
 from gpuserve.engine.workers.import_guard import guard_imports
 from gpuserve.engine.workers.namespaces import enter_namespace
 
@@ -31,7 +27,7 @@ _LINGER_S = 30.0
 _START_FAILED = 70  # EX_SOFTWARE of sysexits.h
 
 
-def become_container(folder: Path, descriptors: list[int]) -> NoReturn:
+def become_container(runtime: ContainerRuntime, folder: Path, descriptors: list[int]) -> NoReturn:
     """Turn this freshly forked process into the container that *folder* describes."""
     code = _START_FAILED
     try:
@@ -46,8 +42,8 @@ def become_container(folder: Path, descriptors: list[int]) -> NoReturn:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         request: dict[str, Any] = json.loads((folder / "request.json").read_text())
-        _prepare(folder, request)
-        code = _run(folder / "arguments")
+        _prepare(runtime, folder, request)
+        code = _run(runtime, folder / "arguments")
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else int(left.code is not None)
     except BaseException:  # noqa: BLE001 (the last line of a process: say why, then end)
@@ -55,7 +51,7 @@ def become_container(folder: Path, descriptors: list[int]) -> NoReturn:
     _leave(code)
 
 
-def _prepare(folder: Path, request: dict[str, Any]) -> None:
+def _prepare(runtime: ContainerRuntime, folder: Path, request: dict[str, Any]) -> None:
     home = os.environ.get("HOME", "/root")
     kept = {key: os.environ[key] for key in ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH") if key in os.environ}
     os.environ.clear()
@@ -83,19 +79,17 @@ def _prepare(folder: Path, request: dict[str, Any]) -> None:
     guard_imports(request["packages"], root)
     # multiprocessing's "spawn" would run the pre-forked process again, without end
     main = types.ModuleType("__main__")
-    main.__dict__.update({key: value for key, value in vars(entrypoint).items() if key != "__name__"})
+    main.__dict__.update({key: value for key, value in vars(runtime.module).items() if key != "__name__"})
     main.__dict__["__name__"] = "__main__"
     sys.modules["__main__"] = main
-    sys.argv = [str(entrypoint.__file__)]
+    sys.argv = [str(runtime.module.__file__)]
 
 
-def _run(arguments: Path) -> int:
-    container_args = api_pb2.ContainerArguments.FromString(arguments.read_bytes())
-    client = Client.from_env()
+def _run(runtime: ContainerRuntime, arguments: Path) -> int:
     try:
-        entrypoint.main(container_args, client)
-    except UserException:
-        pass  # it was reported by TaskResult
+        runtime.run(arguments.read_bytes())
+    except runtime.reported:
+        pass  # TaskResult told the engine
     except KeyboardInterrupt:
         pass  # the engine asked it to leave
     return 0

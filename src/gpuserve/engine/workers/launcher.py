@@ -155,6 +155,8 @@ class Launcher:
                 if container is not None and not container.exited.done():
                     kill_tree(container.pid, container.task_id)
                     container.exited.set_result(event["exit"])
+        if not ready.done():
+            ready.set_exception(EngineError("the container runtime did not start; its error is above"))
         if not self._closing:
             gone = EngineError("the container runtime died; restart the engine")
             for future in [*self._started.values(), *(one.exited for one in self._containers.values())]:

@@ -15,8 +15,7 @@ import socket
 import sys
 from pathlib import Path
 
-import modal._container_entrypoint  # noqa: F401 (what the whole process is for)
-
+from gpuserve.engine.protocol import container_runtime
 from gpuserve.engine.workers.container_main import become_container
 from gpuserve.engine.workers.import_guard import installed_modules
 from gpuserve.engine.workers.namespaces import isolation_here
@@ -38,6 +37,7 @@ def main(control: socket.socket, engine_pid: int) -> None:
     signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
     signal.set_wakeup_fd(wake_write)
     tasks: dict[int, str] = {}
+    runtime = container_runtime()
     installed_modules()  # read now, so that no container has to
     control.send(json.dumps({"ready": isolation_here()}).encode())
     while True:
@@ -57,7 +57,7 @@ def main(control: socket.socket, engine_pid: int) -> None:
                 control.close()
                 os.close(wake_read)
                 os.close(wake_write)
-                become_container(Path(request["folder"]), descriptors)
+                become_container(runtime, Path(request["folder"]), descriptors)
             for descriptor in descriptors:
                 os.close(descriptor)
             tasks[pid] = request["task_id"]
