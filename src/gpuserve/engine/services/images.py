@@ -35,9 +35,18 @@ class ImageService:
         digest = hashlib.sha256(request.image.SerializeToString(deterministic=True)).hexdigest()[:22]
         image_id = f"im-{digest}"
         self._registry.save_image(image_id, request.image)
+        if self._said(image_id):
+            return api_pb2.ImageGetOrCreateResponse(image_id=image_id)  # the client asks for the build's log
         return api_pb2.ImageGetOrCreateResponse(
             image_id=image_id, result=self._result(image_id), metadata=api_pb2.ImageMetadata()
         )
+
+    def _said(self, image_id: str) -> tuple[str, ...]:
+        """What there is to say of this layer, and was not said of those below."""
+        layers = self._registry.image_layers(image_id)
+        problems, notes = self._judge(layers)
+        problems_below, notes_below = self._judge(layers[:-1]) if len(layers) > 1 else ((), ())
+        return tuple(line for line in (*notes, *problems) if line not in {*notes_below, *problems_below})
 
     def _result(self, image_id: str) -> api_pb2.GenericResult:
         problems, _notes = self._judge(self._registry.image_layers(image_id))
@@ -54,9 +63,7 @@ class ImageService:
         self, request: api_pb2.ImageJoinStreamingRequest, _caller: Caller
     ) -> AsyncIterator[api_pb2.ImageJoinStreamingResponse]:
         """What the "build" said: the lines that host mode leaves out, and the differences it found."""
-        layers = self._registry.image_layers(request.image_id)
-        problems, notes = self._judge(layers)
-        lines = "".join(f"{line}\n" for line in (*notes, *problems))
+        lines = "".join(f"{line}\n" for line in self._said(request.image_id))
         result = self._result(request.image_id)
         if lines:
             item = api_pb2.TaskLogs(data=lines, timestamp=time.time(), file_descriptor=api_pb2.FILE_DESCRIPTOR_INFO)

@@ -25,6 +25,7 @@ __all__ = ["ImagePlan", "check_image", "importable", "plan_image"]
 
 _PIP = re.compile(r"(?:python3? -m )?(?:uv )?pip install\s+(?P<rest>.*)|/?\S*uv pip install\s+(?P<uv>.*)")
 _WITH_VALUE = {"--index-url", "--extra-index-url", "--find-links", "-f", "-i", "--python", "--index-strategy", "-c"}
+_SUBSTITUTION = re.compile(r"\$\([^)]*\)")
 _FILE_FLAGS = {"-r", "--requirement", "--requirements"}
 # What Modal adds to each image by itself, and what modal needs.
 _BASE_NOISE = ("FROM ", "COPY ", "ARG ", "ENTRYPOINT", "CMD ", "SHELL", "#", "USER ", "EXPOSE", "LABEL ")
@@ -93,7 +94,7 @@ def _requirements(command: str, contexts: Mapping[str, bytes]) -> list[str]:
     found = _PIP.search(command)
     if found is None:
         return []
-    words = shlex.split(found["rest"] or found["uv"] or "")
+    words = shlex.split(_SUBSTITUTION.sub("_", found["rest"] or found["uv"] or ""))
     asked: list[str] = []
     skip = False
     for place, word in enumerate(words):

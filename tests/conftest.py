@@ -1,4 +1,4 @@
-"""Plain Modal apps, through the real modal CLI and client, on one engine a module."""
+"""Apps through the real modal CLI and client, on one engine a module."""
 
 from __future__ import annotations
 
