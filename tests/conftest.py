@@ -11,9 +11,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from gpuserve.engine import LocalEngine
+
+# A slow machine is no fault of the code: no example is timed, and each failure prints how to repeat it.
+hypothesis.settings.register_profile(
+    "gpuserve", deadline=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("gpuserve")
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -161,12 +161,9 @@ def test_deploying_again_replaces_the_code_and_stopping_ends_it(engine, modal_cl
     after = client(engine, ask)
     history = modal_cli("app", "history", "versions", "--json")
     modal_cli("app", "stop", "versions", "--yes")
+    environment = {**os.environ, **engine.environment}
     gone = subprocess.run(
-        [sys.executable, "-c", ask],
-        env={**os.environ, **engine.environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
+        [sys.executable, "-c", ask], env=environment, capture_output=True, text=True, timeout=60, check=False
     )
     assert (before, after) == ("one", "two")
     assert len(json.loads(history.stdout)) == 2

@@ -32,6 +32,7 @@ def main() -> int:
     note = options.home / "engine.json"
     text = json.dumps({"pid": os.getpid(), **engine.environment})
     descriptor = os.open(note, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.fchmod(descriptor, 0o600)  # it may be left over from another time
     with os.fdopen(descriptor, "w") as file:
         file.write(text)
     print(text, flush=True)

@@ -15,8 +15,8 @@ from typing import Any
 from grpclib.server import Server
 
 from gpuserve.engine.coverage import instead_of
-from gpuserve.engine.protocol import api_pb2, status_details_codec
-from gpuserve.engine.rpc import Access, Replies, Servicer
+from gpuserve.engine.protocol import api_pb2
+from gpuserve.engine.rpc import Access, Listener, Replies, Servicer
 from gpuserve.engine.services.apps import AppService
 from gpuserve.engine.services.blobs import BlobService
 from gpuserve.engine.services.calls import CallService, Completions
@@ -121,7 +121,7 @@ class Core:
             self.volumes,
             self.blobs,
             self.mounts,
-            StreamService(self.streams),
+            StreamService(self.streams, self.calls),
         ]
         access = Access(token_id=self.token_id, token_secret=self.token_secret)
         self.servicer = Servicer(services, store, Replies(store), access, instead_of)
@@ -134,7 +134,7 @@ class Core:
 
     def _open_door(self, task: Task) -> Server:
         door = self.servicer.for_access(Access(task_id=task.id))
-        return Server([door], status_details_codec=status_details_codec)
+        return Listener(door)
 
     def _publish(self, app: App, function: Function) -> None:
         """Give a function's endpoints their addresses; the same label keeps its address."""
@@ -189,7 +189,7 @@ class Core:
             app = self.registry.apps.get(function.app_id)
             if app is not None and app.is_deployed and not function.base_id:
                 self._publish(app, function)
-        server = Server([self.servicer], status_details_codec=status_details_codec)
+        server = Listener(self.servicer)
         if self._tcp:
             await server.start("127.0.0.1", 0)
             host, port = server._server.sockets[0].getsockname()[:2]  # type: ignore[union-attr]

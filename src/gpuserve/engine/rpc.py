@@ -19,6 +19,7 @@ import hmac
 import inspect
 import logging
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -27,17 +28,21 @@ from typing import Any, NoReturn
 import grpclib.const
 import grpclib.server
 from grpclib import GRPCError, Status
+from grpclib.protocol import H2Protocol
+from h2.settings import SettingCodes
 
-from gpuserve.engine.protocol import RPCS, Message, Rpc
+from gpuserve.engine.protocol import RPCS, Message, Rpc, status_details_codec
 from gpuserve.engine.store import Store
 
-__all__ = ["CONTAINER_RPCS", "Access", "Caller", "Replies", "Servicer", "refuse"]
+__all__ = ["CONTAINER_RPCS", "Access", "Caller", "Listener", "Replies", "Servicer", "refuse"]
 
 log = logging.getLogger("gpuserve.engine")
 
 # How long an answer is kept for a retry. Source: modal 1.6.4 retries for at most minutes.
 REPLY_LIFE_S = 600.0
 _MOST_REPLIES = 50_000
+# Each waiting call holds a stream; at h2's own 100 a client that waits for 100 outputs could not put another input.
+_MOST_STREAMS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +254,35 @@ class Servicer:
             reply: Message = method(request, caller)
             self._replies.record(rpc, key, digest, reply)
         return reply
+
+
+class _Connection(H2Protocol):
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.connection._connection.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: _MOST_STREAMS})
+        self.connection.flush()
+
+
+class Listener(grpclib.server.Server):
+    """A gRPC server whose `close` also hangs up: a container's door must not outlive it on an open connection."""
+
+    def __init__(self, servicer: Servicer) -> None:
+        """Serve *servicer*, once started."""
+        super().__init__([servicer], status_details_codec=status_details_codec)
+        self._connections: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def _protocol_factory(self) -> Any:
+        plain = super()._protocol_factory()
+        protocol = _Connection(plain.handler, plain.config, plain.h2_config)
+        self._connections.add(protocol)
+        return protocol
+
+    def close(self) -> None:
+        """Stop listening, break off what runs, and close every connection."""
+        super().close()
+        for protocol in list(self._connections):
+            if hasattr(protocol, "connection"):
+                protocol.connection.close()
 
 
 def _scoped(caller: Caller) -> str:

@@ -85,7 +85,9 @@ class CallService:
             refuse(Status.NOT_FOUND, f"function call {call_id} does not exist, or its outputs were read and dropped")
         return call
 
-    def begin(self, function: Function, *, kind: int, invocation: int, parent_input_id: str = "") -> Call:
+    def begin(
+        self, function: Function, *, kind: int, invocation: int, parent_input_id: str = "", opened_by: str = ""
+    ) -> Call:
         """Open a call of *function*."""
         return self._calls.open(
             function.id,
@@ -94,21 +96,36 @@ class CallService:
             parent_input_id=parent_input_id,
             now=time.time(),
             retry_policy=function.definition.retry_policy,
+            opened_by=opened_by,
         )
+
+    def _own_call(self, call_id: str, caller: Caller) -> Call:
+        """The call, if *caller* may add to it: clients to any, a container to those that it began."""
+        call = self._call(call_id)
+        if caller.is_container and call.opened_by != caller.task_id:
+            refuse(Status.PERMISSION_DENIED, "a container may only add inputs to a call that it began")
+        return call
+
+    def _parent(self, input_id: str, caller: Caller) -> str:
+        """The input that a call is made for; a container may only name one that it was given."""
+        parent = self._calls.inputs.get(input_id)
+        mine = parent is not None and parent.task_id == caller.task_id
+        return input_id if mine or not caller.is_container else ""
 
     def _put(self, call: Call, items: object) -> list[api_pb2.FunctionPutInputsResponseItem]:
         added: list[Input] = [self._calls.add(call, item.idx, item.input) for item in items]  # type: ignore[attr-defined]
         self._scheduler.poke(call.function_id)
         return [api_pb2.FunctionPutInputsResponseItem(idx=one.idx, input_id=one.id, input_jwt=one.id) for one in added]
 
-    async def FunctionMap(self, request: api_pb2.FunctionMapRequest, _caller: Caller) -> api_pb2.FunctionMapResponse:
+    async def FunctionMap(self, request: api_pb2.FunctionMapRequest, caller: Caller) -> api_pb2.FunctionMapResponse:
         """Begin a call, with its first inputs where the client has them at hand."""
         function = self._function(request.function_id)
         call = self.begin(
             function,
             kind=request.function_call_type,
             invocation=request.function_call_invocation_type,
-            parent_input_id=request.parent_input_id,
+            parent_input_id=self._parent(request.parent_input_id, caller),
+            opened_by=caller.task_id,
         )
         return api_pb2.FunctionMapResponse(
             function_call_id=call.id,
@@ -120,17 +137,17 @@ class CallService:
         )
 
     async def FunctionPutInputs(
-        self, request: api_pb2.FunctionPutInputsRequest, _caller: Caller
+        self, request: api_pb2.FunctionPutInputsRequest, caller: Caller
     ) -> api_pb2.FunctionPutInputsResponse:
         """Add inputs to a call."""
-        call = self._call(request.function_call_id)
+        call = self._own_call(request.function_call_id, caller)
         if call.cancelled:
             refuse(Status.FAILED_PRECONDITION, f"function call {call.id} was cancelled")
         return api_pb2.FunctionPutInputsResponse(inputs=self._put(call, request.inputs))
 
-    async def FunctionFinishInputs(self, request: api_pb2.FunctionFinishInputsRequest, _caller: Caller) -> Empty:
+    async def FunctionFinishInputs(self, request: api_pb2.FunctionFinishInputsRequest, caller: Caller) -> Empty:
         """No more inputs will come; nothing to do, since outputs are counted as they come."""
-        self._call(request.function_call_id)
+        self._own_call(request.function_call_id, caller)
         return Empty()
 
     def settled(self, call: Call) -> None:
@@ -140,7 +157,7 @@ class CallService:
             self._streams.finish(call.id)
 
     async def FunctionGetOutputs(
-        self, request: api_pb2.FunctionGetOutputsRequest, _caller: Caller
+        self, request: api_pb2.FunctionGetOutputsRequest, caller: Caller
     ) -> api_pb2.FunctionGetOutputsResponse:
         """Wait for outputs after ``last_entry_id``; a long poll."""
         call = self._call(request.function_call_id)
@@ -153,7 +170,8 @@ class CallService:
                 break
             await self._completions.wait(call.id, remaining)
         call.last_read_at = time.time()
-        if request.clear_on_success and not call.unfinished:
+        may_clear = not caller.is_container or call.opened_by == caller.task_id
+        if request.clear_on_success and may_clear and not call.unfinished:
             call.cleared = True
             asyncio.get_running_loop().call_later(_READ_CALL_LIFE_S, self._forget, call.id)
         return api_pb2.FunctionGetOutputsResponse(

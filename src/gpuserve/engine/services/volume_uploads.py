@@ -62,8 +62,10 @@ class VolumeUploads:
                 for place, block in enumerate(one.blocks):
                     if block.contents_sha256 == _EMPTY:
                         continue
-                    data = self._server.path(f"block-{block.contents_sha256.hex()}").read_bytes()
+                    kept = self._server.path(f"block-{block.contents_sha256.hex()}")
+                    data = kept.read_bytes()
                     if hashlib.sha256(data.rstrip(b"\0")).digest() != block.contents_sha256:
+                        kept.unlink()  # or it would never be asked for again
                         refuse(Status.INVALID_ARGUMENT, f"{one.path}: block {place} arrived damaged; send it again")
                     file.seek(place * _BLOCK)
                     file.write(data)

@@ -61,6 +61,7 @@ class Call:
     parent_input_id: str
     created_at: float
     retry_policy: api_pb2.FunctionRetryPolicy
+    opened_by: str = ""
     inputs: dict[int, str] = field(default_factory=dict)
     outputs: list[api_pb2.FunctionGetOutputsItem] = field(default_factory=list)
     cancelled: bool = False
@@ -105,9 +106,11 @@ class CallTable:
         parent_input_id: str,
         now: float,
         retry_policy: api_pb2.FunctionRetryPolicy,
+        opened_by: str = "",
     ) -> Call:
-        """Begin a call without inputs."""
-        call = Call(new_id("fc"), function_id, kind, invocation, parent_input_id, now, retry_policy, last_read_at=now)
+        """Begin a call without inputs; *opened_by* names the container that asked for it, if one did."""
+        call = Call(new_id("fc"), function_id, kind, invocation, parent_input_id, now, retry_policy, opened_by)
+        call.last_read_at = now
         self.calls[call.id] = call
         return call
 
@@ -138,6 +141,11 @@ class CallTable:
             self.running.setdefault(task_id, set()).add(one.id)
             taken.append(one)
         return taken
+
+    def holds(self, task_id: str, call_id: str) -> bool:
+        """Whether a container runs an input of this call now."""
+        held = map(self.inputs.get, self.running.get(task_id, ()))
+        return any(one is not None and one.call_id == call_id for one in held)
 
     def settle(
         self,

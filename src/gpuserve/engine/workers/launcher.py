@@ -173,6 +173,8 @@ class Launcher:
             raise EngineError("the launcher is not started")
         folder = self._folder / spec.task_id
         folder.mkdir(mode=0o700)
+        for name in ("arguments", "request.json"):
+            (folder / name).touch(mode=0o600)  # the request holds the values of secrets
         (folder / "arguments").write_bytes(spec.arguments)
         request = {
             "task_id": spec.task_id,

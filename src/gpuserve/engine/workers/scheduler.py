@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from grpclib.server import Server
 
@@ -161,6 +162,7 @@ class Scheduler:
         try:
             task.door = self._open_door(task)
             await task.door.start(path=self._door_path(task))
+            Path(self._door_path(task)).chmod(0o600)
             spec = self._compose(task, function)
             task.started_at = time.time()
 
