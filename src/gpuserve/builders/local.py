@@ -125,6 +125,7 @@ class BoundMethod(BatchedMethod[Any, Any]):
         if loop is None:
             awaitable.close()
             name = self._marker.name
+            require_runtime(self._server._gpuserve_runtime, type(self._server).__name__)
             raise EngineError(f"a container cannot wait for itself: write await self.{name}.submit(item)")
         return loop.run_until_complete(awaitable)
 

@@ -14,7 +14,7 @@ from pydantic.errors import PydanticSchemaGenerationError
 from starlette.exceptions import HTTPException
 
 from gpuserve.exceptions import RequestError
-from gpuserve.runtime.http.guard import Application, Guard, refusal
+from gpuserve.runtime.http.guard import Application, Guard, internal_error, refusal
 from gpuserve.runtime.http.keys import BearerKeys
 from gpuserve.runtime.http.strict_json import parse_json
 from gpuserve.runtime.server import ServerRuntime
@@ -69,6 +69,10 @@ def build_app(
     async def refuse_route(request: Request, error: HTTPException) -> Response:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
         return _refusal(RequestError(f"{request.method} {request.url.path}: {error.detail}", code, error.status_code))
+
+    @app.exception_handler(Exception)
+    async def refuse_failure(request: Request, _error: Exception) -> Response:
+        return _refusal(internal_error(request.scope["gpuserve_request_id"]))
 
     return Guard(app, http, keys)
 

@@ -14,7 +14,7 @@ from gpuserve.exceptions import RequestError
 from gpuserve.runtime.http.keys import BearerKeys
 from gpuserve.specs.http import Http
 
-__all__ = ["Guard", "refusal"]
+__all__ = ["Guard", "internal_error", "refusal"]
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -36,6 +36,11 @@ def refusal(error: RequestError, *, param: str | None = None) -> tuple[dict[str,
     return headers, json.dumps({"error": body}).encode()
 
 
+def internal_error(request_id: str) -> RequestError:
+    """What a caller is told of a failure inside the server: where its log has more, and nothing else."""
+    return RequestError(f"the server failed; its log has the reason under {request_id}", "internal_error", 500)
+
+
 class Guard:
     """Wraps the server's application."""
 
@@ -51,6 +56,7 @@ class Guard:
             await self._other(scope, receive, send)
             return
         answer = _Answer(send, uuid.uuid4().hex)
+        scope["gpuserve_request_id"] = answer.request_id
         headers = [(name.lower(), value) for name, value in scope["headers"]]
         try:
             scope["gpuserve_key"] = self._identify(scope, headers)
@@ -64,8 +70,7 @@ class Guard:
             await answer.fail(RequestError(limit, "timeout", 504, 1.0))
         except Exception:  # noqa: BLE001 (told in the log, not to the caller)
             sys.stderr.write(f"request {answer.request_id} failed\n{traceback.format_exc()}")
-            message = f"the server failed; its log has the reason under {answer.request_id}"
-            await answer.fail(RequestError(message, "internal_error", 500))
+            await answer.fail(internal_error(answer.request_id))
 
     async def _other(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -117,14 +122,18 @@ class _Answer:
         self._send = send
         self.request_id = request_id
         self._begun = False
+        self._ended = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._begun = True
             message["headers"] = [*message.get("headers", []), (b"x-request-id", self.request_id.encode())]
+        self._ended = message["type"] == "http.response.body" and not message.get("more_body", False)
         await self._send(message)
 
     async def fail(self, error: RequestError) -> None:
+        if self._ended:
+            return  # the framework has told the caller already, in our own shape
         if self._begun:
             raise error  # half an answer must not look like a whole one: the connection is broken off
         headers, body = refusal(error)
