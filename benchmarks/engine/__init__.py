@@ -1,0 +1,1 @@
+"""The local engine beside a null servicer, which only answers the same client and runtime."""

@@ -1,0 +1,1 @@
+"""The quickstart's embedding, end to end, beside bare `encode` of the same texts."""

@@ -1,0 +1,67 @@
+"""The newest figures as the docs show them: `docs/benchmarks.md` is written from the raw JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import RESULTS
+
+__all__ = ["PAGE", "page"]
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+_HEAD = """# Benchmarks
+
+Written by `python -m benchmarks` from the raw figures in `benchmarks/results`; do not edit. Both sides of a line were
+measured in one run, in alternating order; each figure is the median of the rounds. Measure again with
+`nox -s bench`, or `nox -s bench -- engine`.
+"""
+_TITLES = {"engine": "The local engine", "quickstart": "The quickstart"}
+_ABOUT = {
+    "engine": """
+The floor is a null servicer (`benchmarks/engine/null_servicer.py`): it answers the same modal client and the same
+container runtime and does nothing else - no token, store, idempotency, isolation, scaling or logs - so what it takes is
+Modal's own share. Its containers are plain starts; the engine's are forked from one that has imported the runtime.
+""",
+    "quickstart": """
+The floor is `SentenceTransformer.encode` with its defaults over the same docstrings, in one process and without any
+engine. Ours is the whole way: client, engine, Modal's runtime, the batcher and back.
+""",
+}
+
+
+def page() -> str:
+    """The whole page.
+
+    What was not measured yet is left out.
+    """
+    parts = [_HEAD]
+    for name, about in _ABOUT.items():
+        path = RESULTS / f"{name}.json"
+        if not path.exists():
+            continue
+        report: dict[str, Any] = json.loads(path.read_text())
+        parts.append(f"## {_TITLES[name]}\n{about}\n{_machine(report)}\n\n{_table(report['summary'])}\n")
+    return "\n".join(parts)
+
+
+def _machine(report: dict[str, Any]) -> str:
+    about = report["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    counts = ", ".join(f"{name} {value}" for name, value in report["counts"].items())
+    load = about["load_average"][0]
+    return (
+        f"{about['at'][:10]}, {about['cores']} cores of {about['processor']}, Python {about['python']}, {versions}; "
+        f"{counts}; load average at the end {load:.1f}."
+    )
+
+
+def _table(lines: list[dict[str, Any]]) -> str:
+    rows = ["| what | ours | beside it | ratio | bar |", "|---|---|---|---|---|"]
+    for line in lines:
+        sign = "≥" if line.get("more_is_better") else "≤"
+        ours, floor = (f"{line[key]:.4g} {line['unit']}" for key in ("ours", "floor"))
+        bar = f"{sign} {line['bar']:g}" if line.get("bar") else ""
+        rows.append(f"| {line['what']} | {ours} | {floor} | {line['ratio']:.2f} | {bar} |")
+    return "\n".join(rows)
