@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from gpuserve.exceptions import RequestError as RequestError
     from gpuserve.exceptions import StateError as StateError
     from gpuserve.specs.batching import Batching as Batching
+    from gpuserve.specs.budget import Budget as Budget
+    from gpuserve.specs.gpu import Gpu as Gpu
     from gpuserve.specs.http import Http as Http
     from gpuserve.specs.image import ImageSpec as ImageSpec
     from gpuserve.specs.scaling import Scaling as Scaling
@@ -35,9 +37,11 @@ _HOMES = {
     "BatchError": "gpuserve.exceptions",
     "BatchedMethod": "gpuserve.builders.batched",
     "Batching": "gpuserve.specs.batching",
+    "Budget": "gpuserve.specs.budget",
     "DeadlineError": "gpuserve.exceptions",
     "DeclarationError": "gpuserve.exceptions",
     "EngineError": "gpuserve.exceptions",
+    "Gpu": "gpuserve.specs.gpu",
     "GpuserveError": "gpuserve.exceptions",
     "Http": "gpuserve.specs.http",
     "ImageSpec": "gpuserve.specs.image",
@@ -56,9 +60,11 @@ __all__ = [
     "BatchError",
     "BatchedMethod",
     "Batching",
+    "Budget",
     "DeadlineError",
     "DeclarationError",
     "EngineError",
+    "Gpu",
     "GpuserveError",
     "Http",
     "ImageSpec",

@@ -12,6 +12,7 @@ from gpuserve.builders.batched import BatchedMethod, batched
 from gpuserve.exceptions import DeclarationError
 from gpuserve.runtime.server import ServerRuntime
 from gpuserve.specs.batching import Batching
+from gpuserve.specs.budget import Budget
 from gpuserve.specs.http import Http
 from gpuserve.specs.image import ImageSpec
 from gpuserve.specs.scaling import Scaling
@@ -41,6 +42,7 @@ class WarmModelServer:
         batching: How requests are gathered.
         http: The HTTP face; ``None`` for RPC alone.
         secrets: `SecretSpec` or ``modal.Secret`` objects.
+        budget: The most that all its containers may cost an hour; more is refused.
         timeout_s: Seconds that one call may take.
         startup_timeout_s: Seconds that a start may take.
         modal: Handed on to ``modal.App.cls`` as it is.
@@ -86,6 +88,7 @@ class WarmModelServer:
     proxy: ClassVar[Any] = None
     nonpreemptible: ClassVar[bool] = False
     max_parameter_sets: ClassVar[int] = 1
+    budget: ClassVar[Budget | None] = None
     modal: ClassVar[Mapping[str, Any]] = {}
 
     _gpuserve_runtime: ServerRuntime | None = None

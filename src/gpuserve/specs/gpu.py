@@ -1,13 +1,17 @@
-"""The GPUs that Modal rents, by the names that it knows."""
+"""The GPUs that Modal rents: names, memory, list prices, and which of them holds a model."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-__all__ = ["CATALOGUE", "GpuType", "parse_gpu"]
+from gpuserve.exceptions import DeclarationError
 
-_NAME = re.compile(r"(?P<name>[A-Za-z0-9-]+?)(?::(?P<count>[0-9]+))?")
+__all__ = ["CATALOGUE", "PRICES_AS_OF", "Gpu", "GpuType", "parse_gpu"]
+
+_NAME = re.compile(r"(?P<name>[A-Za-z0-9-]+?)[!+]?(?::(?P<count>[0-9]+))?")
+# The day that the list prices below were read; `gpuserve` never changes them by itself.
+PRICES_AS_OF = "2026-05-07"
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,31 +20,137 @@ class GpuType:
 
     Attributes:
         memory_gib: Memory of one GPU.
+        usd_per_hour: List price of one GPU, without CPU and memory, in the cheapest region, preemptible.
         max_count: GPUs that one container may have.
     """
 
     name: str
     memory_gib: int
+    usd_per_hour: float
     max_count: int = 8
 
 
-# Source: Modal's guide to GPU acceleration: the names, memory and counts that it lists.
+# Source: Modal's guide to GPU acceleration (names, memory, counts); modal.com/pricing, which gives prices a second.
 CATALOGUE: dict[str, GpuType] = {
     one.name: one
     for one in (
-        GpuType("T4", 16),
-        GpuType("L4", 24),
-        GpuType("A10", 24, 4),
-        GpuType("L40S", 48),
-        GpuType("A100-40GB", 40),
-        GpuType("A100-80GB", 80),
-        GpuType("H100", 80),
-        GpuType("H200", 141),
-        GpuType("B200", 180),
+        GpuType("T4", 16, 0.5904),
+        GpuType("L4", 24, 0.7992),
+        GpuType("A10", 24, 1.1016, 4),
+        GpuType("L40S", 48, 1.9512),
+        GpuType("A100-40GB", 40, 2.0988),
+        GpuType("A100-80GB", 80, 2.4984),
+        GpuType("RTX-PRO-6000", 96, 3.0312),
+        GpuType("H100", 80, 3.9492),
+        GpuType("H200", 141, 4.5396),
+        GpuType("B200", 180, 6.2496),
     )
 }
 # Names that Modal takes for another: what somebody writes from an older guide still means one thing.
-_ALIASES = {"A10G": "A10", "A100": "A100-40GB", "H100!": "H100"}
+_ALIASES = {"A10G": "A10", "A100": "A100-40GB"}
+
+_BYTES = {"fp32": 4.0, "float32": 4.0, "fp16": 2.0, "float16": 2.0, "bf16": 2.0, "bfloat16": 2.0, "int8": 1.0,
+          "fp8": 1.0, "int4": 0.5, "nf4": 0.5}  # fmt: skip
+_GIB = 1 << 30
+# What the CUDA context, the kernels' workspaces and the activations of one batch take beside weights and cache.
+# Source: our choice; vLLM's own default leaves a tenth of the memory free for the same.
+_OVERHEAD = 0.10
+_CONTEXT_GIB = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A kind of GPU and a number of them, as ``gpu="H100:2"`` names it.
+
+    Examples:
+        >>> Gpu.parse("A100-80GB:2").memory_gib
+        160
+        >>> str(Gpu.fits(parameters=7e9, dtype="bf16", context=4096))
+        'L4'
+    """
+
+    kind: GpuType
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Gpu:
+        """The GPU that *text* names.
+
+        Raises:
+            ValueError: With the known names, if it names none.
+        """
+        return cls(*parse_gpu(text))
+
+    @classmethod
+    def fits(
+        cls,
+        *,
+        parameters: float,
+        dtype: str = "bf16",
+        context: int = 0,
+        concurrent: int = 1,
+        kv_bytes_per_token: float | None = None,
+    ) -> Gpu:
+        """The cheapest GPU, or number of one kind, whose memory holds a model and its cache.
+
+        Args:
+            parameters: How many the model has, e.g. ``7e9``.
+            dtype: What they are held in: fp32, fp16, bf16, int8, fp8, int4 or nf4.
+            context: Tokens that a sequence may have, for the key-value cache; 0 for a model without one.
+            concurrent: Sequences that are in the cache at once.
+            kv_bytes_per_token: Bytes that a token takes in the cache, where known: ``2 * layers * kv_heads *
+                head_dim * bytes``. By default estimated from *parameters*, without grouped heads.
+
+        Raises:
+            DeclarationError: If an argument is out of range, or nothing that Modal rents holds it.
+
+        Source:
+            A decoder of N parameters has about 12·L·h² of them and layers of h/128: Llama-2-7B, for one, has
+            h = 4096, L = 32. A cached token is 2·L·h values.
+        """
+        faults = []
+        if not 0 < parameters < 1e14:  # noqa: PLR2004 (far beyond what is)
+            faults.append(f"parameters got {parameters!r}; write a number such as 7e9")
+        if dtype not in _BYTES:
+            faults.append(f"dtype got {dtype!r}; write one of {', '.join(_BYTES)}")
+        if context < 0 or concurrent < 1:
+            faults.append(f"context got {context!r} and concurrent {concurrent!r}; write 0 or more, and 1 or more")
+        if faults:
+            raise DeclarationError("Gpu.fits", tuple(faults))
+        if kv_bytes_per_token is None:
+            width = (parameters * 128 / 12) ** (1 / 3)
+            kv_bytes_per_token = 2 * (width / 128) * width * 2
+        needed_gib = (parameters * _BYTES[dtype] + context * concurrent * kv_bytes_per_token) / _GIB
+        candidates = [
+            cls(kind, count)
+            for kind in CATALOGUE.values()
+            for count in (1, 2, 4, 8)
+            if count <= kind.max_count and cls(kind, count).usable_gib >= needed_gib
+        ]
+        if not candidates:
+            largest = max(cls(kind, kind.max_count).usable_gib for kind in CATALOGUE.values())
+            what = f"{needed_gib:,.0f} GiB are needed, and a container has {largest:,.0f} GiB at most"
+            raise DeclarationError("Gpu.fits", (f"{what}; hold the weights in fewer bits, or shorten context",))
+        return min(candidates, key=lambda one: (one.usd_per_hour, one.count))
+
+    @property
+    def memory_gib(self) -> int:
+        """Memory of all of them."""
+        return self.kind.memory_gib * self.count
+
+    @property
+    def usable_gib(self) -> float:
+        """Memory for weights and cache: all but the runtime's own share."""
+        return self.memory_gib * (1 - _OVERHEAD) - _CONTEXT_GIB * self.count
+
+    @property
+    def usd_per_hour(self) -> float:
+        """List price of all of them, as of `PRICES_AS_OF`."""
+        return self.kind.usd_per_hour * self.count
+
+    def __str__(self) -> str:
+        """As Modal's ``gpu=`` takes it."""
+        return self.kind.name if self.count == 1 else f"{self.kind.name}:{self.count}"
 
 
 def parse_gpu(text: str) -> tuple[GpuType, int]:

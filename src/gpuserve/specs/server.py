@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from gpuserve.specs.base import Spec
 from gpuserve.specs.batching import Batching
+from gpuserve.specs.budget import Budget, HourlyCost
 from gpuserve.specs.gpu import parse_gpu
 from gpuserve.specs.http import Http
 from gpuserve.specs.image import ImageSpec
@@ -65,6 +66,8 @@ class ServerDeclaration(Spec):
     """whether the container may not be preempted; for CPU alone"""
     max_parameter_sets: Annotated[int, Field(ge=1, le=1000)] = 1
     """sets of modal.parameter values in use at once; each is a pool of its own"""
+    budget: Budget | None = None
+    """the most that all its containers may cost an hour, e.g. Budget(max_usd_per_hour=10)"""
     modal: Mapping[str, Any] = {}
     """arguments handed on to modal's app.cls as they are"""
 
@@ -77,6 +80,27 @@ class ServerDeclaration(Spec):
                 if isinstance(name, str):
                     parse_gpu(name)
         return tuple(value) if isinstance(value, list) else value
+
+    @property
+    def hourly_cost(self) -> HourlyCost:
+        """The most that the class can cost an hour."""
+        gpus = (self.gpu,) if isinstance(self.gpu, str) else self.gpu or ()
+        return HourlyCost.of(
+            gpus=gpus,
+            cpu=self.cpu,
+            memory_mib=self.memory_mib,
+            max_containers=self.scaling.max_containers,
+            parameter_sets=self.max_parameter_sets,
+            region=self.region is not None,
+            nonpreemptible=self.nonpreemptible,
+        )
+
+    @model_validator(mode="after")
+    def _within_budget(self) -> Self:
+        fault = self.budget.fault(self.hourly_cost) if self.budget is not None else None
+        if fault is not None:
+            raise ValueError(fault)
+        return self
 
     @field_validator("secrets", mode="after")
     @classmethod

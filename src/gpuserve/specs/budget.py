@@ -1,0 +1,97 @@
+"""What a declaration can cost an hour, and a limit that it must keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from gpuserve.specs.base import Spec
+from gpuserve.specs.gpu import PRICES_AS_OF, Gpu
+
+__all__ = ["Budget", "HourlyCost"]
+
+# Source: modal.com/pricing on the day of PRICES_AS_OF: a physical core and a GiB, a second.
+_CORE_USD_PER_HOUR = 0.0000131 * 3600
+_GIB_USD_PER_HOUR = 0.00000222 * 3600
+# Source: Modal's guide to resources: what a container reserves that says nothing.
+_LEAST_CORES, _LEAST_MIB = 0.125, 128
+_MIB_A_GIB = 1024
+# Source: Modal's guides to regions and preemption: both raise the base price; the factors are the dearest given there.
+_REGION_FACTOR, _NONPREEMPTIBLE_FACTOR = 1.75, 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class HourlyCost:
+    """The most that one class can cost in an hour, at list prices.
+
+    Examples:
+        >>> cost = HourlyCost.of(gpus=("H100", "A100-80GB"), max_containers=2)
+        >>> f"{cost.usd:.2f}", cost.containers
+        ('7.91', 2)
+    """
+
+    usd: float
+    containers: int
+    gpu: str
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        gpus: tuple[str, ...] = (),
+        cpu: float | None = None,
+        memory_mib: int | None = None,
+        max_containers: int = 1,
+        parameter_sets: int = 1,
+        region: bool = False,
+        nonpreemptible: bool = False,
+    ) -> HourlyCost:
+        """Price every container that may run at once, with the dearest of the GPUs.
+
+        Args:
+            gpus: As declared, in the order of preference.
+            cpu: Physical cores reserved.
+            memory_mib: Memory reserved.
+            max_containers: Of one pool.
+            parameter_sets: Pools: each set of ``modal.parameter`` values is one.
+            region: Whether a region was chosen, which raises the price.
+            nonpreemptible: Whether the container may not be preempted, which raises it more.
+        """
+        choices = [Gpu.parse(text) for text in gpus]
+        dearest = max(choices, key=lambda one: one.usd_per_hour, default=None)
+        each = (dearest.usd_per_hour if dearest else 0.0) + (
+            max(cpu or 0.0, _LEAST_CORES) * _CORE_USD_PER_HOUR
+            + max(memory_mib or 0, _LEAST_MIB) / _MIB_A_GIB * _GIB_USD_PER_HOUR
+        )
+        each *= (_REGION_FACTOR if region else 1.0) * (_NONPREEMPTIBLE_FACTOR if nonpreemptible else 1.0)
+        containers = max_containers * parameter_sets
+        return cls(each * containers, containers, str(dearest) if dearest else "")
+
+    def __str__(self) -> str:
+        """One line, for people."""
+        many = f"{self.containers} container{'s' if self.containers != 1 else ''}"
+        return f"up to ${self.usd:,.2f} an hour ({many}{f' of {self.gpu}' if self.gpu else ''}, list of {PRICES_AS_OF})"
+
+
+class Budget(Spec):
+    """A limit on what a class can cost while everything that it may start runs.
+
+    A declaration that could cost more is refused when it is made.
+
+    Examples:
+        >>> Budget(max_usd_per_hour=10).max_usd_per_hour
+        10.0
+    """
+
+    max_usd_per_hour: Annotated[float, Field(gt=0, le=1_000_000)]
+    """US dollars an hour, at list prices"""
+
+    def fault(self, cost: HourlyCost) -> str | None:
+        """Why *cost* is too much, with what would fit; ``None`` if it is not."""
+        if cost.usd <= self.max_usd_per_hour:
+            return None
+        affordable = int(self.max_usd_per_hour / (cost.usd / cost.containers))
+        way_out = f"lower max_containers to {affordable}" if affordable else "choose a smaller gpu"
+        return f"budget allows ${self.max_usd_per_hour:,.2f} an hour and this is {cost}; {way_out}, or raise the budget"
