@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from gpuserve.builders.batched import batched as batched
     from gpuserve.builders.lowering import register as register
     from gpuserve.builders.server import WarmModelServer as WarmModelServer
+    from gpuserve.builders.streaming import StreamingMethod as StreamingMethod
+    from gpuserve.builders.streaming import streaming as streaming
     from gpuserve.exceptions import BatchError as BatchError
     from gpuserve.exceptions import DeadlineError as DeadlineError
     from gpuserve.exceptions import DeclarationError as DeclarationError
@@ -52,8 +54,10 @@ _HOMES = {
     "SecretSpec": "gpuserve.specs.secret",
     "StateError": "gpuserve.exceptions",
     "WarmModelServer": "gpuserve.builders.server",
+    "StreamingMethod": "gpuserve.builders.streaming",
     "batched": "gpuserve.builders.batched",
     "register": "gpuserve.builders.lowering",
+    "streaming": "gpuserve.builders.streaming",
 }
 
 __all__ = [
@@ -74,10 +78,12 @@ __all__ = [
     "Scaling",
     "SecretSpec",
     "StateError",
+    "StreamingMethod",
     "WarmModelServer",
     "__version__",
     "batched",
     "register",
+    "streaming",
 ]
 
 

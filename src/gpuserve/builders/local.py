@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from gpuserve.builders.batched import BatchedMethod, batched
-from gpuserve.builders.server import WarmModelServer, batched_methods, declaration_of, item_annotation
+from gpuserve.builders.server import Marker, WarmModelServer, declaration_of, item_annotation, served_methods
+from gpuserve.builders.streaming import StreamingMethod, streaming
 from gpuserve.exceptions import EngineError
 from gpuserve.runtime.server import ServerRuntime, log_event, require_runtime
 from gpuserve.specs.secret import SecretSpec
 
-__all__ = ["BoundMethod", "LocalServer", "runtime_for"]
+__all__ = ["BoundMethod", "BoundStream", "LocalServer", "bound", "runtime_for"]
 
 ServerT = TypeVar("ServerT", bound=WarmModelServer)
 
@@ -22,14 +23,15 @@ ServerT = TypeVar("ServerT", bound=WarmModelServer)
 def runtime_for(server: WarmModelServer, *, in_thread: bool) -> ServerRuntime:
     """The runtime of an instance, as its class declares it."""
     cls = type(server)
-    markers = batched_methods(cls)
+    markers = served_methods(cls)
     declaration = declaration_of(cls)
     keys = declaration.http.keys if declaration.http is not None else None
     wanted = [one for one in (*declaration.secrets, keys) if isinstance(one, SecretSpec)]
     return ServerRuntime(
         server,
         name=cls.__name__,
-        methods={name: marker.function.__get__(server) for name, marker in markers.items()},
+        methods={name: one.function.__get__(server) for name, one in markers.items() if isinstance(one, batched)},
+        streams={name: one.function.__get__(server) for name, one in markers.items() if isinstance(one, streaming)},
         inputs={name: item_annotation(cls, marker) for name, marker in markers.items()},
         batching=declaration.batching,
         secrets=wanted,
@@ -74,6 +76,22 @@ class LocalServer(Generic[ServerT]):
                 self._loop.run_until_complete(server._gpuserve_runtime.stop())
         finally:
             self._loop.close()
+
+
+def bound(server: WarmModelServer, marker: Marker) -> BoundMethod | BoundStream:
+    """The callers' face of a method of a server that lives in this process."""
+    return BoundStream(server, marker) if isinstance(marker, streaming) else BoundMethod(server, marker)
+
+
+def _wait(server: WarmModelServer, awaitable: Awaitable[Any], instead: str) -> Any:
+    """Wait on the server's own loop; in a container the loop is the caller's, who must await *instead*."""
+    loop: asyncio.AbstractEventLoop | None = server.__dict__.get("_gpuserve_loop")
+    if loop is None:
+        if asyncio.iscoroutine(awaitable):
+            awaitable.close()
+        require_runtime(server._gpuserve_runtime, type(server).__name__)
+        raise EngineError(f"a container cannot wait for itself: write {instead}")
+    return loop.run_until_complete(awaitable)
 
 
 class BoundMethod(BatchedMethod[Any, Any]):
@@ -121,13 +139,7 @@ class BoundMethod(BatchedMethod[Any, Any]):
         Raises:
             EngineError: In a container, where the loop is the caller's: ``await`` there instead.
         """
-        loop: asyncio.AbstractEventLoop | None = self._server.__dict__.get("_gpuserve_loop")
-        if loop is None:
-            awaitable.close()
-            name = self._marker.name
-            require_runtime(self._server._gpuserve_runtime, type(self._server).__name__)
-            raise EngineError(f"a container cannot wait for itself: write await self.{name}.submit(item)")
-        return loop.run_until_complete(awaitable)
+        return _wait(self._server, awaitable, f"await self.{self._marker.name}.submit(item)")
 
     def chunks(self, items: Iterable[Any], chunk: int | None) -> Iterator[list[Any]]:
         """*items*, cut as a map's calls are."""
@@ -135,6 +147,52 @@ class BoundMethod(BatchedMethod[Any, Any]):
         iterator = iter(items)
         while part := list(itertools.islice(iterator, size)):
             yield part
+
+
+class BoundStream(StreamingMethod[Any, Any]):
+    """A streaming method of a server that lives in this process."""
+
+    def __init__(self, server: WarmModelServer, marker: streaming[Any, Any, Any]) -> None:
+        self._server = server
+        self._marker = marker
+
+    @property
+    def remote_gen(self) -> _BoundGenerator:
+        """The pieces, as a caller gets them."""
+        return _BoundGenerator(self)
+
+    def local(self, item: Any) -> Iterator[Any]:
+        """Call the method itself."""
+        pieces: Iterator[Any] = self._marker.function(self._server, item)
+        return pieces
+
+    def submit(self, item: Any) -> AsyncIterator[Any]:
+        """The pieces, made in the model's own thread."""
+        runtime = require_runtime(self._server._gpuserve_runtime, type(self._server).__name__)
+        return runtime.stream(self._marker.name, item)
+
+    def run(self, awaitable: Awaitable[Any]) -> Any:
+        """Wait for *awaitable* on the server's own loop."""
+        return _wait(self._server, awaitable, f"async for piece in self.{self._marker.name}.submit(item)")
+
+
+class _BoundGenerator:
+    def __init__(self, method: BoundStream) -> None:
+        self._method = method
+
+    def __call__(self, item: Any, /) -> Iterator[Any]:
+        pieces: Any = self._method.submit(item)
+        try:
+            while (piece := self._method.run(anext(pieces, _END))) is not _END:
+                yield piece
+        finally:
+            self._method.run(pieces.aclose())
+
+    def aio(self, item: Any, /) -> AsyncIterator[Any]:
+        return self._method.submit(item)
+
+
+_END = object()
 
 
 class _BoundRemote:

@@ -1,4 +1,4 @@
-"""What `register` returns: Modal's class, whose instances know batched methods."""
+"""What `register` returns: Modal's class, whose instances know batched and streaming methods."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 import modal
 
-from gpuserve.builders.batched import BatchedMethod, batched
+from gpuserve.builders.batched import BatchedMethod
+from gpuserve.builders.server import Marker
+from gpuserve.builders.streaming import StreamingMethod
 from gpuserve.exceptions import RegistrationError
 
-__all__ = ["CHUNK", "RegisteredServer", "ServerHandle", "batched_partial"]
+__all__ = ["CHUNK", "RegisteredServer", "ServerHandle", "served_partial"]
 
 CHUNK = "_gpuserve_chunk"
 
@@ -21,7 +23,12 @@ class RegisteredServer(modal.Cls):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """A `ServerHandle` of the pool that serves these parameters."""
-        return ServerHandle(super().__call__(*args, **kwargs), self._gpuserve_methods, self._gpuserve_chunk_size)
+        return ServerHandle(
+            super().__call__(*args, **kwargs),
+            self._gpuserve_batched,
+            self._gpuserve_streaming,
+            self._gpuserve_chunk_size,
+        )
 
     def __mro_entries__(self, _bases: tuple[Any, ...]) -> tuple[type, ...]:
         """Refuse to be a base class.
@@ -35,8 +42,8 @@ class RegisteredServer(modal.Cls):
         )
 
 
-class _BatchedPartial(modal.partial_function.PartialFunction[Any, Any, Any]):
-    """Modal's mark of a method, which on an instance is our batched method still."""
+class _ServedPartial(modal.partial_function.PartialFunction[Any, Any, Any]):
+    """Modal's mark of a method, which on an instance is our own method still."""
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         if instance is None:
@@ -44,24 +51,26 @@ class _BatchedPartial(modal.partial_function.PartialFunction[Any, Any, Any]):
         return instance._gpuserve_bind(self.__dict__["_gpuserve_marker"])
 
 
-def batched_partial(partial: Any, marker: batched[Any, Any, Any]) -> Any:
+def served_partial(partial: Any, marker: Marker) -> Any:
     """Modal's *partial*, reading as *marker* does on an instance."""
-    partial.__class__ = _BatchedPartial
+    partial.__class__ = _ServedPartial
     partial._gpuserve_marker = marker
     return partial
 
 
 class ServerHandle:
-    """One pool of containers: batched methods with our face, everything else as Modal has it."""
+    """One pool of containers: batched and streaming methods with our face, everything else as Modal has it."""
 
-    def __init__(self, instance: Any, methods: Sequence[str], chunk_size: int) -> None:
+    def __init__(self, instance: Any, batched: Sequence[str], streaming: Sequence[str], chunk_size: int) -> None:
         self._instance = instance
-        self._methods = frozenset(methods)
+        self._batched, self._streaming = frozenset(batched), frozenset(streaming)
         self._chunk_size = chunk_size
 
     def __getattr__(self, name: str) -> Any:
-        if name in self._methods:
+        if name in self._batched:
             return RemoteMethod(self._instance, name, self._chunk_size)
+        if name in self._streaming:
+            return RemoteStream(self._instance, name)
         return getattr(self._instance, name)
 
     @property
@@ -122,6 +131,34 @@ class RemoteMethod(BatchedMethod[Any, Any]):
 
     def _outside(self, call: str, instead: str) -> RegistrationError:
         return RegistrationError(f"{call} is for the server's own routes; from outside, use {self.name}.{instead}")
+
+
+class RemoteStream(StreamingMethod[Any, Any]):
+    """A streaming method whose calls run in containers."""
+
+    def __init__(self, instance: Any, name: str) -> None:
+        self._instance = instance
+        self.name = name
+
+    @property
+    def remote_gen(self) -> Any:
+        """Modal's own ``.remote_gen`` of the method, with ``.aio``."""
+        return getattr(self._instance, self.name).remote_gen
+
+    def local(self, item: Any) -> Iterator[Any]:
+        """Call the method itself on an instance in this process, loaded first as Modal loads it."""
+        method: StreamingMethod[Any, Any] = getattr(self._instance._gpuserve_loaded(), self.name)
+        return method.local(item)
+
+    def submit(self, _item: Any) -> AsyncIterator[Any]:
+        """Refused: it belongs to the inside of a container.
+
+        Raises:
+            RegistrationError: Always.
+        """
+        raise RegistrationError(
+            f"submit() is for the server's own routes; from outside, use {self.name}.remote_gen.aio(item)"
+        )
 
 
 class _RemoteMap:

@@ -8,7 +8,8 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from gpuserve.builders.batched import BatchedMethod, batched
+from gpuserve.builders.batched import batched
+from gpuserve.builders.streaming import streaming
 from gpuserve.exceptions import DeclarationError
 from gpuserve.runtime.server import ServerRuntime
 from gpuserve.specs.batching import Batching
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
     from gpuserve.builders.local import LocalServer
 
-__all__ = ["WarmModelServer", "batched_methods", "declaration_of"]
+__all__ = ["Marker", "WarmModelServer", "declaration_of", "item_annotation", "served_methods"]
+
+Marker = batched[Any, Any, Any] | streaming[Any, Any, Any]
+"""What stands on a class for a method that callers reach through the server."""
 
 # What a registered class has beside its own: a subclass that takes these names would break it.
 _RESERVED = ("local", "web", "url", "submit_many")
@@ -92,7 +96,7 @@ class WarmModelServer:
     modal: ClassVar[Mapping[str, Any]] = {}
 
     _gpuserve_runtime: ServerRuntime | None = None
-    _gpuserve_markers: ClassVar[dict[str, batched[Any, Any, Any]]] = {}
+    _gpuserve_markers: ClassVar[dict[str, Marker]] = {}
 
     def load(self) -> None:
         """Load the model; called once a container, in the thread that the model runs in."""
@@ -142,10 +146,10 @@ class WarmModelServer:
             self.__dict__["_gpuserve_is_loaded"] = True
         return self
 
-    def _gpuserve_bind(self, marker: batched[Any, Any, Any]) -> BatchedMethod[Any, Any]:
-        from gpuserve.builders.local import BoundMethod
+    def _gpuserve_bind(self, marker: Marker) -> Any:
+        from gpuserve.builders.local import bound
 
-        return BoundMethod(self, marker)
+        return bound(self, marker)
 
 
 def _name_faults(cls: type[WarmModelServer]) -> list[str]:
@@ -154,14 +158,27 @@ def _name_faults(cls: type[WarmModelServer]) -> list[str]:
         if name in _RESERVED or name.startswith("_gpuserve"):
             faults.append(f"{name} is a name of gpuserve's own; call it something else")
         inherited = next((vars(base)[name] for base in cls.__mro__[1:] if name in vars(base)), None)
-        if isinstance(inherited, batched) and not isinstance(value, batched):
-            faults.append(f"{name} overrides a batched method and is not one; write @gpuserve.batched above it")
-        if isinstance(value, batched) and inherited is not None and not isinstance(inherited, batched):
-            faults.append(f"{name} is a hook of WarmModelServer, which cannot be batched; call it something else")
-        if isinstance(value, batched) and inspect.iscoroutinefunction(value.function):
-            faults.append(f"{name} is async; write a plain method, which runs in the model's own thread")
+        if isinstance(inherited, batched | streaming) and not isinstance(value, type(inherited)):
+            kind = type(inherited).__name__
+            faults.append(f"{name} overrides a {kind} method and is not one; write @gpuserve.{kind} above it")
+        if isinstance(value, batched | streaming):
+            faults += _marker_faults(name, value, inherited)
     if "__init__" in vars(cls):
         faults.append("__init__ is defined; load the model in load(), and take values by modal.parameter()")
+    return faults
+
+
+def _marker_faults(name: str, marker: Marker, inherited: Any) -> list[str]:
+    kind, function = type(marker).__name__, marker.function
+    faults = []
+    if inherited is not None and not isinstance(inherited, batched | streaming):
+        faults.append(f"{name} is a hook of WarmModelServer, which cannot be {kind}; call it something else")
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        faults.append(f"{name} is async; write a plain method, which runs in the model's own thread")
+    elif isinstance(marker, streaming) and not inspect.isgeneratorfunction(function):
+        faults.append(f"{name} yields nothing; write a generator, or @gpuserve.batched for one answer an item")
+    elif isinstance(marker, batched) and inspect.isgeneratorfunction(function):
+        faults.append(f"{name} yields; return a list with one answer an item, or write @gpuserve.streaming")
     return faults
 
 
@@ -178,34 +195,40 @@ def declaration_of(cls: type[WarmModelServer], overrides: Mapping[str, Any] | No
         raise DeclarationError(cls.__qualname__, error.faults) from None
 
 
-def batched_methods(cls: type[WarmModelServer]) -> dict[str, batched[Any, Any, Any]]:
-    """The batched methods of a class, inherited ones included, by name."""
-    found: dict[str, batched[Any, Any, Any]] = vars(cls).get("_gpuserve_markers", {})
+def served_methods(cls: type[WarmModelServer]) -> dict[str, Marker]:
+    """The batched and streaming methods of a class, inherited ones included, by name."""
+    found: dict[str, Marker] = vars(cls).get("_gpuserve_markers", {})
     if found:
         return found  # registered: Modal's own methods stand in their places
     for base in reversed(cls.__mro__):
         for name, value in vars(base).items():
-            if isinstance(value, batched):
+            if isinstance(value, batched | streaming):
                 found[name] = value
             else:
                 found.pop(name, None)
     return found
 
 
-def item_annotation(cls: type, marker: batched[Any, Any, Any]) -> Any:
-    """The annotation of one item: ``In`` of ``batch: list[In]``, resolved now.
+def item_annotation(cls: type, marker: Marker) -> Any:
+    """The annotation of one item, resolved now: ``In`` of ``batch: list[In]``, or of ``item: In`` where it streams.
 
     Raises:
-        DeclarationError: If the method does not say what its batch is a list of.
+        DeclarationError: If the method does not say what it takes.
     """
     name = f"{cls.__qualname__}.{marker.name}"
     parameters = list(inspect.signature(marker.function).parameters)
     annotation: Any = None
-    if len(parameters) == 2:  # noqa: PLR2004 (self and the batch)
+    if len(parameters) == 2:  # noqa: PLR2004 (self and the batch, or the item)
         written = marker.function.__annotations__.get(parameters[1])
         # this one alone: the others may name what only a type checker imports
-        asked = types.SimpleNamespace(__annotations__={"batch": written} if written is not None else {})
-        annotation = typing.get_type_hints(asked, globalns=marker.function.__globals__).get("batch")
+        asked = types.SimpleNamespace(__annotations__={"taken": written} if written is not None else {})
+        annotation = typing.get_type_hints(asked, globalns=marker.function.__globals__, include_extras=True).get(
+            "taken"
+        )
+    if isinstance(marker, streaming):
+        if annotation is None:
+            raise DeclarationError(name, (f"its parameters are ({', '.join(parameters)}); write (self, item: In)",))
+        return annotation
     arguments = typing.get_args(annotation)
     if annotation is None or typing.get_origin(annotation) is not list or len(arguments) != 1:
         raise DeclarationError(name, (f"its parameters are ({', '.join(parameters)}); write (self, batch: list[In])",))

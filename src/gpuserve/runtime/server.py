@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -45,6 +45,8 @@ class ModelHooks(Protocol):
 
 
 BatchFunction = Callable[[list[Any]], Sequence[Any]]
+StreamFunction = Callable[[Any], Generator[Any]]
+_END = object()
 
 
 def input_adapter(annotation: Any) -> TypeAdapter[Any]:
@@ -63,6 +65,7 @@ class ServerRuntime:
     Args:
         server: The user's instance.
         methods: Its batched methods, by name, bound.
+        streams: Its streaming methods, by name, bound.
         inputs: The annotation of one item of each.
         in_thread: Whether the model runs in a thread of its own, so that the loop stays free; else in
             the caller's, where a debugger is at home.
@@ -77,6 +80,7 @@ class ServerRuntime:
         methods: Mapping[str, BatchFunction],
         inputs: Mapping[str, Any],
         batching: Batching,
+        streams: Mapping[str, StreamFunction] | None = None,
         secrets: Iterable[SecretSpec] = (),
         in_thread: bool = True,
         on_event: Callable[[dict[str, Any]], None] = lambda _event: None,
@@ -88,9 +92,9 @@ class ServerRuntime:
         self._server = server
         self._secrets = tuple(secrets)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="gpuserve-model") if in_thread else None
-        self._functions = dict(methods)
+        self._streams = dict(streams or {})
         self._inputs = dict(inputs)
-        self._adapters = {method: input_adapter(inputs[method]) for method in methods}
+        self._adapters = {method: input_adapter(annotation) for method, annotation in inputs.items()}
         self._batchers: dict[str, Batcher[Any, Any]] = {
             method: Batcher(self._runner(function), batching, server.cost) for method, function in methods.items()
         }
@@ -134,6 +138,28 @@ class ServerRuntime:
     async def submit_checked(self, method: str, checked: Any, *, key: str = "", timeout_s: float | None = None) -> Any:
         """Answer one item that was validated already."""
         return await self._batchers[method].submit(checked, key=key, timeout_s=timeout_s)
+
+    @property
+    def batched(self) -> tuple[str, ...]:
+        """The names of the batched methods."""
+        return tuple(self._batchers)
+
+    @property
+    def streaming(self) -> tuple[str, ...]:
+        """The names of the streaming methods."""
+        return tuple(self._streams)
+
+    async def stream(self, method: str, item: Any) -> AsyncGenerator[Any]:
+        """The pieces of an answer; each is made in the model's thread, which runs batches between them.
+
+        Closing it closes the user's generator.
+        """
+        pieces = self._streams[method](self._check(method, item))
+        try:
+            while (piece := await self._call(next, pieces, _END)) is not _END:
+                yield piece
+        finally:
+            await self._call(pieces.close)
 
     def annotation(self, method: str) -> Any:
         """The type of one item of a method."""

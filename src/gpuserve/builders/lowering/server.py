@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import builtins
 import weakref
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import modal
 
+from gpuserve.builders.batched import batched
 from gpuserve.builders.local import runtime_for
 from gpuserve.builders.lowering.image import modal_image
-from gpuserve.builders.registered import CHUNK, RegisteredServer, batched_partial
-from gpuserve.builders.server import WarmModelServer, batched_methods, declaration_of, item_annotation
+from gpuserve.builders.registered import CHUNK, RegisteredServer, served_partial
+from gpuserve.builders.server import Marker, WarmModelServer, declaration_of, item_annotation, served_methods
+from gpuserve.builders.streaming import streaming
 from gpuserve.exceptions import DeclarationError, RegistrationError
 from gpuserve.runtime.server import require_runtime
 from gpuserve.specs.http import Http
@@ -39,7 +42,7 @@ def register(app: modal.App, **overrides: Any) -> Callable[[type[ServerT]], type
 
     Returns:
         A decorator for a leaf subclass; what it returns is a ``modal.Cls`` whose instances have the
-        class's batched methods, typed.
+        class's batched and streaming methods, typed.
 
     Raises:
         RegistrationError: If the class, or another of its name, is on an app already.
@@ -68,7 +71,7 @@ def register(app: modal.App, **overrides: Any) -> Callable[[type[ServerT]], type
         if taken.get(cls.__name__, cls) is not cls and not _is_cell(cls):
             raise RegistrationError(f"the app has a class {cls.__name__} already; rename one of them")
         declaration = declaration_of(cls, overrides)
-        markers = batched_methods(cls)
+        markers = served_methods(cls)
         faults = []
         if declaration.image is None:
             faults.append("image is missing; write image = gpuserve.ImageSpec.debian('3.11').pip('name==version')")
@@ -97,10 +100,10 @@ def _is_cell(cls: type) -> bool:
 
 
 def _lower(app: modal.App, cls: type[ServerT], declaration: ServerDeclaration, image: ImageSpec) -> type[ServerT]:
-    markers = batched_methods(cls)
+    markers = served_methods(cls)
     cls._gpuserve_markers = markers
     for name, marker in markers.items():
-        setattr(cls, name, batched_partial(modal.method()(_item_method(name)), marker))
+        setattr(cls, name, served_partial(modal.method()(_method(name, marker)), marker))
     for name, hook in _hooks(declaration).items():
         setattr(cls, name, hook)
     most = declaration.batching.max_queue + declaration.batching.max_batch_size + _HEALTH_CHECKS
@@ -108,19 +111,26 @@ def _lower(app: modal.App, cls: type[ServerT], declaration: ServerDeclaration, i
     concurrent = modal.concurrent(max_inputs=min(most, _MAX_INPUTS), target_inputs=busy)
     registered: Any = app.cls(**_arguments(declaration, image))(concurrent(cls))
     registered.__class__ = RegisteredServer
-    registered._gpuserve_methods = tuple(markers)
+    registered._gpuserve_batched = tuple(name for name, one in markers.items() if isinstance(one, batched))
+    registered._gpuserve_streaming = tuple(name for name, one in markers.items() if isinstance(one, streaming))
     registered._gpuserve_chunk_size = declaration.batching.max_batch_size
     registered._gpuserve_name = cls.__qualname__
     result: type[ServerT] = registered
     return result
 
 
-def _item_method(name: str) -> Callable[..., Any]:
+def _method(name: str, marker: Marker) -> Callable[..., Any]:
     async def answer(self: WarmModelServer, item: Any) -> Any:
         return await require_runtime(self._gpuserve_runtime, type(self).__name__).submit(name, item)
 
-    answer.__name__ = answer.__qualname__ = name
-    return answer
+    async def pieces(self: WarmModelServer, item: Any) -> AsyncIterator[Any]:
+        async with aclosing(require_runtime(self._gpuserve_runtime, type(self).__name__).stream(name, item)) as made:
+            async for piece in made:
+                yield piece
+
+    method: Callable[..., Any] = pieces if isinstance(marker, streaming) else answer
+    method.__name__ = method.__qualname__ = name
+    return method
 
 
 def _hooks(declaration: ServerDeclaration) -> dict[str, Any]:
@@ -155,7 +165,7 @@ def _web(http: Http) -> Callable[[WarmModelServer], Any]:
         from gpuserve.runtime.http.app import build_app
 
         runtime = require_runtime(self._gpuserve_runtime, type(self).__name__)
-        return build_app(runtime, http, batched_methods(type(self)), self.routes)
+        return build_app(runtime, http, self.routes)
 
     return web
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic.errors import PydanticSchemaGenerationError
 from starlette.exceptions import HTTPException
 
 from gpuserve.exceptions import RequestError
-from gpuserve.runtime.http.guard import Application, Guard, internal_error, refusal
+from gpuserve.runtime.http.guard import Application, Guard, internal_error, refusal, report_failure
 from gpuserve.runtime.http.keys import BearerKeys
 from gpuserve.runtime.http.strict_json import parse_json
 from gpuserve.runtime.server import ServerRuntime
@@ -23,9 +25,7 @@ from gpuserve.specs.http import Http
 __all__ = ["build_app"]
 
 
-def build_app(
-    runtime: ServerRuntime, http: Http, methods: Iterable[str], routes: Callable[[APIRouter], None]
-) -> Application:
+def build_app(runtime: ServerRuntime, http: Http, routes: Callable[[APIRouter], None]) -> Application:
     """The guarded ASGI application of one server.
 
     Raises:
@@ -43,7 +43,7 @@ def build_app(
     async def ready() -> JSONResponse:
         return JSONResponse({"ready": runtime.ready}, 200 if runtime.ready else 503)
 
-    for name in methods:
+    for name in (*runtime.batched, *runtime.streaming):
         _add_method(router, runtime, name)
     routes(router)
     app.include_router(router)
@@ -93,7 +93,7 @@ def _add_method(router: APIRouter, runtime: ServerRuntime, name: str) -> None:
     except PydanticSchemaGenerationError:
         return  # JSON has no word for this type: RPC alone serves it
 
-    async def answer(request: Request) -> JSONResponse:
+    async def read(request: Request) -> Any:
         kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise RequestError(f"content-type is {kind!r}; send application/json", "unsupported_media_type", 415)
@@ -105,19 +105,46 @@ def _add_method(router: APIRouter, runtime: ServerRuntime, name: str) -> None:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"])
             raise RequestError(f"{where or 'body'}: {first['msg']}", "invalid_input", 422) from None
+        return checked.input  # type: ignore[attr-defined]
+
+    async def answer(request: Request) -> JSONResponse:
+        item = await read(request)
         key: str = request.scope.get("gpuserve_key", "")
-        output = await runtime.submit_checked(name, checked.input, key=key)  # type: ignore[attr-defined]
-        return JSONResponse({"output": _plain(output)})
+        return JSONResponse({"output": _plain(await runtime.submit_checked(name, item, key=key))})
+
+    async def stream(request: Request) -> StreamingResponse:
+        item = await read(request)
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        events = _events(runtime, name, item, str(request.scope["gpuserve_request_id"]))
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
     router.add_api_route(
         f"/{name}",
-        answer,
+        stream if name in runtime.streaming else answer,
         methods=["POST"],
         name=name,
+        response_model=None,
         openapi_extra={
             "requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}
         },
     )
+
+
+async def _events(runtime: ServerRuntime, name: str, item: Any, request_id: str) -> AsyncGenerator[str]:
+    """The pieces of an answer as server-sent events; the last one says how it ended.
+
+    A stream that ends without ``done`` or ``error`` was cut off.
+    """
+    try:
+        async with aclosing(runtime.stream(name, item)) as pieces:
+            async for piece in pieces:
+                yield f"data: {json.dumps({'output': _plain(piece)})}\n\n"
+        yield "event: done\ndata: {}\n\n"
+    except RequestError as error:
+        yield f"event: error\ndata: {refusal(error)[1].decode()}\n\n"
+    except Exception:  # noqa: BLE001 (told in the log, not to the caller)
+        report_failure(request_id)
+        yield f"event: error\ndata: {refusal(internal_error(request_id))[1].decode()}\n\n"
 
 
 def _plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ from gpuserve.exceptions import RequestError
 from gpuserve.runtime.http.keys import BearerKeys
 from gpuserve.specs.http import Http
 
-__all__ = ["Guard", "internal_error", "refusal"]
+__all__ = ["Guard", "internal_error", "refusal", "report_failure"]
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -39,6 +39,11 @@ def refusal(error: RequestError, *, param: str | None = None) -> tuple[dict[str,
 def internal_error(request_id: str) -> RequestError:
     """What a caller is told of a failure inside the server: where its log has more, and nothing else."""
     return RequestError(f"the server failed; its log has the reason under {request_id}", "internal_error", 500)
+
+
+def report_failure(request_id: str) -> None:
+    """Write the exception at hand to the log, under the id that the caller was given."""
+    sys.stderr.write(f"request {request_id} failed\n{traceback.format_exc()}")
 
 
 class Guard:
@@ -69,7 +74,7 @@ class Guard:
             limit = f"not answered within {self._http.timeout_s:g} s; try again later"
             await answer.fail(RequestError(limit, "timeout", 504, 1.0))
         except Exception:  # noqa: BLE001 (told in the log, not to the caller)
-            sys.stderr.write(f"request {answer.request_id} failed\n{traceback.format_exc()}")
+            report_failure(answer.request_id)
             await answer.fail(internal_error(answer.request_id))
 
     async def _other(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
