@@ -23,6 +23,13 @@ def tests(session: nox.Session) -> None:
     _run(session, "python", "-m", "pytest", "-q", *session.posargs)
 
 
+@nox.session(venv_backend="venv", python=["3.12", "3.13"])
+def pythons(session: nox.Session) -> None:
+    """The commit tier on the other Pythons, where they are installed; without torch, whose tests are skipped."""
+    session.install("-q", "-e", ".[test]")
+    session.run("python", "-m", "pytest", "-q", *session.posargs)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style, format and the direction of imports."""
