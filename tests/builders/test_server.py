@@ -170,8 +170,15 @@ def test_the_http_face_is_guarded_and_answers_in_one_shape(engine, modal_cli, tm
     assert ask(url, "/page", key=None)[:2] == (200, {"page": True})
     assert ask(url, "/predict", b'{"input": "abc"}')[:2] == (200, {"output": "ABC"})
     assert ask(url, "/twice?text=ab", b"")[:2] == (200, {"output": "ABAB"})
+    request = urllib.request.Request(f"{url}/metrics", headers={"Authorization": f"Bearer {KEY}"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        figures = answer.read().decode()
+    assert 'gpuserve_requests_total{route="/predict",status="200"} 1.0' in figures
+    assert 'gpuserve_batch_size_count{method="predict"} 2.0' in figures
+    assert 'gpuserve_queue_length{method="predict"} 0.0' in figures
+    assert 'gpuserve_start_seconds{part="load"}' in figures
     for key in (None, "wrong", KEY[:-1], KEY + "x"):
-        for path in ("/predict", "/openapi.json", "/nowhere", "/page/", "//page"):
+        for path in ("/predict", "/openapi.json", "/metrics", "/nowhere", "/page/", "//page"):
             status, body, headers = ask(url, path, b'{"input": "a"}' if path == "/predict" else None, key=key)
             assert (status, body["error"]["code"]) == (401, "unauthorized"), (key, path)
             assert headers["www-authenticate"].startswith("Bearer")

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from gpuserve.exceptions import EngineError, GpuserveError, RequestError
-from gpuserve.runtime.batcher import Batcher
+from gpuserve.runtime.batcher import Batcher, BatchRecord
 from gpuserve.specs.batching import Batching
 from gpuserve.specs.secret import SecretSpec
 
@@ -93,10 +93,12 @@ class ServerRuntime:
         self._secrets = tuple(secrets)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="gpuserve-model") if in_thread else None
         self._streams = dict(streams or {})
+        self.on_batch: Callable[[str, BatchRecord], None] = lambda _method, _record: None
         self._inputs = dict(inputs)
         self._adapters = {method: input_adapter(annotation) for method, annotation in inputs.items()}
         self._batchers: dict[str, Batcher[Any, Any]] = {
-            method: Batcher(self._runner(function), batching, server.cost) for method, function in methods.items()
+            method: Batcher(self._runner(function), batching, server.cost, self._recorder(method))
+            for method, function in methods.items()
         }
 
     async def load(self) -> None:
@@ -183,6 +185,13 @@ class ServerRuntime:
                 code="invalid_input",
                 status=422,
             ) from None
+
+    def waiting(self, method: str) -> int:
+        """Items that wait in a method's queue."""
+        return len(self._batchers[method])
+
+    def _recorder(self, method: str) -> Callable[[BatchRecord], None]:
+        return lambda record: self.on_batch(method, record)
 
     def _runner(self, function: BatchFunction) -> Callable[[list[Any]], Any]:
         async def run(batch: list[Any]) -> Sequence[Any]:

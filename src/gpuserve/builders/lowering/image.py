@@ -19,7 +19,7 @@ _IN_CONTAINER = "/root/gpuserve"
 _LEFT_OUT = ("**/__pycache__", "engine", "cli", "testing.py")
 _UV_VERSION = "0.9.11"
 _CORE = ("pydantic", "packaging")
-_HTTP = ("fastapi",)
+_HTTP = ("fastapi", "prometheus-client")
 
 
 def modal_image(spec: ImageSpec, *, http: bool = False) -> modal.Image:

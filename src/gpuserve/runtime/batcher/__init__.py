@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from gpuserve.runtime.batcher.queue import BatchQueue, Ticket
-from gpuserve.runtime.batcher.shell import Batcher
+from gpuserve.runtime.batcher.shell import Batcher, BatchRecord
 
-__all__ = ["BatchQueue", "Batcher", "Ticket"]
+__all__ = ["BatchQueue", "BatchRecord", "Batcher", "Ticket"]

@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from gpuserve.exceptions import BatchError, DeadlineError, RequestError
 from gpuserve.runtime.batcher.queue import BatchQueue, Ticket, TicketState
 from gpuserve.specs.batching import Batching
 
-__all__ = ["Batcher"]
+__all__ = ["BatchRecord", "Batcher"]
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRecord:
+    """One batch that was run, for whoever counts.
+
+    Attributes:
+        size: Items.
+        cost: Their costs, summed.
+        queue_s: How long each of them waited.
+        model_s: How long the batch ran.
+        failed: Whether it raised, or answered wrongly.
+    """
+
+    size: int
+    cost: float
+    queue_s: tuple[float, ...]
+    model_s: float
+    failed: bool
 
 
 class Batcher(Generic[In, Out]):
@@ -26,6 +46,7 @@ class Batcher(Generic[In, Out]):
         run: Answers a batch, in order; one value an item.
         batching: The limits.
         cost: What an item adds to a batch.
+        on_batch: Told of each batch that was run.
     """
 
     def __init__(
@@ -33,8 +54,10 @@ class Batcher(Generic[In, Out]):
         run: Callable[[list[In]], Awaitable[Sequence[Out]]],
         batching: Batching,
         cost: Callable[[In], float] | None = None,
+        on_batch: Callable[[BatchRecord], None] = lambda _record: None,
     ) -> None:
         self._run = run
+        self._on_batch = on_batch
         self._cost = cost
         self._queue: BatchQueue[In] = BatchQueue(
             max_batch_size=batching.max_batch_size,
@@ -147,6 +170,17 @@ class Batcher(Generic[In, Out]):
             return  # a batch or a deadline is due
 
     async def _run_batch(self, batch: tuple[Ticket[In], ...]) -> None:
+        clock = asyncio.get_running_loop().time
+        begun, failed = clock(), True
+        try:
+            failed = await self._answer_batch(batch)
+        finally:
+            cost = sum(ticket.cost for ticket in batch)
+            waited = tuple(begun - ticket.arrived for ticket in batch)
+            self._on_batch(BatchRecord(len(batch), cost, waited, clock() - begun, failed))
+
+    async def _answer_batch(self, batch: tuple[Ticket[In], ...]) -> bool:
+        """Run a batch and tell its callers; whether it failed."""
         try:
             answers = await self._run([ticket.item for ticket in batch])
             if len(answers) != len(batch):
@@ -157,12 +191,13 @@ class Batcher(Generic[In, Out]):
             if not self._queue.split(batch):
                 for ticket in batch:
                     self._fail(ticket, error)
-            return
+            return True
         for ticket, answer in zip(batch, answers, strict=True):
             ticket.state = TicketState.DONE
             future = self._futures.get(ticket)
             if future is not None and not future.done():
                 future.set_result(answer)
+        return False
 
     def _fail(self, ticket: Ticket[In], error: Exception) -> None:
         ticket.state = TicketState.DONE

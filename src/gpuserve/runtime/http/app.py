@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from gpuserve.exceptions import RequestError
 from gpuserve.runtime.http.guard import Application, Guard, internal_error, refusal, report_failure
 from gpuserve.runtime.http.keys import BearerKeys
+from gpuserve.runtime.http.metrics import Metrics
 from gpuserve.runtime.http.strict_json import parse_json
 from gpuserve.runtime.server import ServerRuntime
 from gpuserve.specs.http import Http
@@ -42,6 +43,13 @@ def build_app(runtime: ServerRuntime, http: Http, routes: Callable[[APIRouter], 
     @router.get("/ready")
     async def ready() -> JSONResponse:
         return JSONResponse({"ready": runtime.ready}, 200 if runtime.ready else 503)
+
+    metrics = Metrics(runtime)
+
+    @router.get("/metrics")
+    async def show_metrics() -> Response:
+        body, content_type = metrics.page()
+        return Response(body, media_type=content_type)
 
     for name in (*runtime.batched, *runtime.streaming):
         _add_method(router, runtime, name)
@@ -74,7 +82,7 @@ def build_app(runtime: ServerRuntime, http: Http, routes: Callable[[APIRouter], 
     async def refuse_failure(request: Request, _error: Exception) -> Response:
         return _refusal(internal_error(request.scope["gpuserve_request_id"]))
 
-    return Guard(app, http, keys)
+    return Guard(app, http, keys, metrics.answered)
 
 
 def _refusal(error: RequestError, *, param: str | None = None) -> Response:

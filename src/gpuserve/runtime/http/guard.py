@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 import traceback
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -47,10 +48,13 @@ def report_failure(request_id: str) -> None:
 
 
 class Guard:
-    """Wraps the server's application."""
+    """Wraps the server's application; *answered* is told each request's route, status and seconds."""
 
-    def __init__(self, app: Application, http: Http, keys: BearerKeys) -> None:
+    def __init__(
+        self, app: Application, http: Http, keys: BearerKeys, answered: Callable[[str, int, float], None]
+    ) -> None:
         self._app = app
+        self._answered = answered
         self._http = http
         self._keys = keys
         self._open = _OPEN_PATHS | frozenset(http.public_paths)
@@ -60,6 +64,7 @@ class Guard:
         if scope["type"] != "http":
             await self._other(scope, receive, send)
             return
+        begun = time.perf_counter()
         answer = _Answer(send, uuid.uuid4().hex)
         scope["gpuserve_request_id"] = answer.request_id
         headers = [(name.lower(), value) for name, value in scope["headers"]]
@@ -76,6 +81,10 @@ class Guard:
         except Exception:  # noqa: BLE001 (told in the log, not to the caller)
             report_failure(answer.request_id)
             await answer.fail(internal_error(answer.request_id))
+        finally:
+            # the route, not the path: what callers make up must not become a label
+            route = getattr(scope.get("route"), "path", "")
+            self._answered(route, answer.status, time.perf_counter() - begun)
 
     async def _other(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -126,12 +135,14 @@ class _Answer:
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
         self.request_id = request_id
+        self.status = 499  # as nginx has it: the caller left before there was an answer
         self._begun = False
         self._ended = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._begun = True
+            self.status = int(message["status"])
             message["headers"] = [*message.get("headers", []), (b"x-request-id", self.request_id.encode())]
         self._ended = message["type"] == "http.response.body" and not message.get("more_body", False)
         await self._send(message)
