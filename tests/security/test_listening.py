@@ -127,7 +127,7 @@ def busy(start_engine, modal_cli, dial):
     return start
 
 
-@pytest.mark.parametrize("options", [(), ("--tcp",)], ids=["unix socket", "tcp"])
+@pytest.mark.parametrize("options", [(), ("--port=0",)], ids=["unix socket", "tcp"])
 def test_every_listener_is_on_loopback_or_a_unix_socket(options, busy):
     engine, wire = busy(*options)
 
@@ -145,7 +145,7 @@ def test_every_listener_is_on_loopback_or_a_unix_socket(options, busy):
 
 
 def test_the_listeners_of_an_engine_do_not_answer_on_other_addresses(busy):
-    _engine, wire = busy("--tcp")
+    _engine, wire = busy("--port=0")
     port = int(endpoint(wire).rpartition(":")[2])
 
     # all of 127.0.0.0/8 reaches this machine: a listener on the wildcard address would take this

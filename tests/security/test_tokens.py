@@ -29,10 +29,12 @@ WRONG = {
 }
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["unix socket", "tcp"])
+@pytest.fixture(scope="module", params=[None, 0], ids=["unix socket", "tcp"])
 def listening(request):
-    with LocalEngine(tcp=request.param) as running:
-        assert running.environment["MODAL_SERVER_URL"].startswith("http://127.0.0.1:" if request.param else "unix:///")
+    with LocalEngine(port=request.param) as running:
+        assert running.environment["MODAL_SERVER_URL"].startswith(
+            "unix:///" if request.param is None else "http://127.0.0.1:"
+        )
         yield running
 
 

@@ -1,45 +1,107 @@
-"""`python -m gpuserve.engine --home PATH`: the engine in the foreground, until SIGTERM or SIGINT."""
+"""`python -m gpuserve.engine --home PATH`: the engine in a process of its own, until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
-from gpuserve.engine.server import LocalEngine, default_home
+from gpuserve.engine.control import Control
+from gpuserve.engine.home import default_home, unusable
+from gpuserve.engine.running import CONTROL
+from gpuserve.engine.server import IMAGE_CHECKS, LocalEngine
 from gpuserve.exceptions import EngineError
 
 
 def main() -> int:
-    """Run the engine; write ``engine.json`` (0600) into its folder while it is up."""
-    parser = argparse.ArgumentParser(prog="python -m gpuserve.engine")
-    parser.add_argument("--home", type=Path, default=default_home())
-    parser.add_argument("--image-check", choices=["error", "warn"], default="error")
-    parser.add_argument("--tcp", action="store_true", help="listen on a loopback port instead of a unix socket")
-    options = parser.parse_args()
+    """Run the engine; its folder has ``engine.json`` (0600) while it is up, and the first output line is the same."""
+    options = _parser().parse_args()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
+    told = os.dup(sys.stderr.fileno())  # where whoever started us reads, whatever standard error becomes
     try:
-        engine = LocalEngine(options.home, image_check=options.image_check, tcp=options.tcp).start()
+        home: Path = options.home or default_home()
+        if options.log is not None:
+            _log_to(options.log, home)
+        _serve(options, home, stop, told)
     except EngineError as error:
-        print(f"gpuserve: {error}", file=sys.stderr)
+        os.write(told, f"Error: {error}\n".encode())
         return 2
-    note = options.home / "engine.json"
-    text = json.dumps({"pid": os.getpid(), **engine.environment})
-    descriptor = os.open(note, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    os.fchmod(descriptor, 0o600)  # it may be left over from another time
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    print(text, flush=True)
-    stop.wait()
-    note.unlink(missing_ok=True)
-    engine.close()
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m gpuserve.engine")
+    parser.add_argument("--home", type=Path, help="the state folder (default: GPUSERVE_HOME)")
+    parser.add_argument("--image-check", choices=IMAGE_CHECKS, default=IMAGE_CHECKS[0])
+    parser.add_argument("--port", type=int, help="listen on this loopback port (0: any) instead of a unix socket")
+    parser.add_argument("--patience", type=float, default=0.0, help="seconds to wait for another engine to end")
+    parser.add_argument("--log", type=Path, help="write standard error here once started")
+    parser.add_argument(
+        "--transient", action="store_true", help="end when standard input and every connection that holds are closed"
+    )
+    return parser
+
+
+def _log_to(log: Path, home: Path) -> None:
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    except OSError as error:
+        raise unusable(home, error) from error
+    os.dup2(descriptor, sys.stderr.fileno())
+    os.close(descriptor)
+
+
+def _serve(options: argparse.Namespace, home: Path, stop: threading.Event, told: int) -> None:
+    engine = LocalEngine(home, image_check=options.image_check, port=options.port, patience_s=options.patience).start()
+    with contextlib.closing(engine):
+        path = engine.core.run_folder / "control.sock"
+        secret = engine.environment["MODAL_TOKEN_SECRET"]
+        with (
+            contextlib.closing(Control(path, secret, engine.status, stop, transient=options.transient)) as control,
+            _note(engine, path) as text,
+        ):
+            if options.transient:
+                threading.Thread(target=_watch_input, args=(control,), daemon=True).start()
+            with contextlib.suppress(BrokenPipeError):  # whoever started us has gone: we stay
+                print(text, flush=True)
+            os.dup2(sys.stderr.fileno(), told, inheritable=False)
+            stop.wait()
+            engine.close()
+
+
+@contextlib.contextmanager
+def _note(engine: LocalEngine, control: Path) -> Iterator[str]:
+    """``engine.json``: how to reach this engine; it appears whole, and goes with the engine."""
+    text = json.dumps({"pid": os.getpid(), CONTROL: str(control), **engine.environment})
+    note = engine.home / "engine.json"
+    draft = note.with_suffix(".json.new")
+    try:
+        draft.unlink(missing_ok=True)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+        draft.rename(note)
+    except OSError as error:
+        raise unusable(engine.home, error) from error
+    try:
+        yield text
+    finally:
+        note.unlink(missing_ok=True)
+
+
+def _watch_input(control: Control) -> None:
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    control.leave()
 
 
 if __name__ == "__main__":

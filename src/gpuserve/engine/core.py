@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import shutil
-import tempfile
+import sqlite3
 import time
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from grpclib.server import Server
 
 from gpuserve.engine.coverage import instead_of
+from gpuserve.engine.home import no_temporary_folder, run_folder
 from gpuserve.engine.protocol import api_pb2
 from gpuserve.engine.rpc import Access, Listener, Replies, Servicer
 from gpuserve.engine.services.apps import AppService
@@ -36,12 +38,14 @@ from gpuserve.engine.state.calls import Call, CallTable
 from gpuserve.engine.state.logs import Logs
 from gpuserve.engine.state.registry import App, Function, Registry
 from gpuserve.engine.state.streams import Streams
+from gpuserve.engine.state_file import explained
 from gpuserve.engine.store import Store
 from gpuserve.engine.workers.assembly import Assembly
 from gpuserve.engine.workers.host_image import check_image, importable, plan_image
 from gpuserve.engine.workers.ingress import Ingress, Target
 from gpuserve.engine.workers.launcher import Launcher
 from gpuserve.engine.workers.objects_http import ObjectServer
+from gpuserve.engine.workers.ports import cannot_listen
 from gpuserve.engine.workers.scheduler import Scheduler
 from gpuserve.engine.workers.tasks import Task
 from gpuserve.engine.workers.web_calls import EngineWebCalls
@@ -56,22 +60,35 @@ _SILENT_CLIENT_S = 60.0
 class Core:
     """One engine: its state, its services, its sockets. Lives on the loop that `start` runs on."""
 
-    def __init__(self, home: Path, *, image_check: str, tcp: bool) -> None:
+    def __init__(self, home: Path, *, image_check: str, port: int | None) -> None:
         """Open the state folder; nothing listens yet.
 
         Raises:
             StateError: If the state folder cannot be used.
         """
-        self.home, self._tcp = home, tcp
+        self.home, self.image_check, self._port = home, image_check, port
         self.started_at = time.time()
         self.token_id, self.token_secret = "ak-local", f"as-{secrets.token_urlsafe(32)}"
-        self.store = Store(home)
-        self.run_folder = Path(tempfile.mkdtemp(prefix="gpuserve-"))
+        try:
+            self.run_folder = run_folder()
+        except OSError as error:
+            raise no_temporary_folder(error) from error
+        with contextlib.ExitStack() as undo:
+            undo.callback(shutil.rmtree, self.run_folder, ignore_errors=True)
+            self.store = Store(home)
+            undo.callback(self.store.close)
+            try:
+                self._assemble()
+            except sqlite3.DatabaseError as error:
+                raise explained(self.store.path, error) from error
+            undo.pop_all()
+
+    def _assemble(self) -> None:
         self.registry, self.calls, self.logs = Registry(self.store), CallTable(), Logs()
         self.streams, self._completions = Streams(), Completions()
         self.launcher = Launcher(self.run_folder / "containers")
         self._object_server = ObjectServer(self.home / "blobs")
-        self._build(strict=image_check == "error")
+        self._build(strict=self.image_check == "error")
         self._jobs: set[asyncio.Task[None]] = set()
         self._server: Server | None = None
         self.server_url = ""
@@ -189,20 +206,26 @@ class Core:
             app = self.registry.apps.get(function.app_id)
             if app is not None and app.is_deployed and not function.base_id:
                 self._publish(app, function)
-        server = Listener(self.servicer)
-        if self._tcp:
-            await server.start("127.0.0.1", 0)
-            host, port = server._server.sockets[0].getsockname()[:2]  # type: ignore[union-attr]
-            self.server_url = f"http://{host}:{port}"
-        else:
+        await self._listen()
+        self.scheduler.start()
+        job = asyncio.ensure_future(self._watch_clients())
+        self._jobs.add(job)
+
+    async def _listen(self) -> None:
+        self._server = server = Listener(self.servicer)
+        if self._port is None:
             path = self.run_folder / "engine.sock"
             await server.start(path=str(path))
             path.chmod(0o600)
             self.server_url = f"unix://{path}"
-        self._server = server
-        self.scheduler.start()
-        job = asyncio.ensure_future(self._watch_clients())
-        self._jobs.add(job)
+            return
+        try:
+            await server.start("127.0.0.1", self._port)
+        except OSError as error:
+            self._server = None
+            raise cannot_listen(self._port, error) from error
+        host, port = server._server.sockets[0].getsockname()[:2]  # type: ignore[union-attr]
+        self.server_url = f"http://{host}:{port}"
 
     async def _watch_clients(self) -> None:
         while True:
@@ -215,7 +238,13 @@ class Core:
     def status(self) -> dict[str, Any]:
         """The engine in figures, as `gpuserve local status --json` prints it."""
         apps = [
-            {"id": app.id, "name": app.name or app.description, "state": app.state, "version": app.version}
+            {
+                "id": app.id,
+                "name": app.name or app.description,
+                "state": api_pb2.AppState.Name(app.state).removeprefix("APP_STATE_").lower(),  # type: ignore[arg-type]
+                "version": app.version,
+                "containers": sum(task.app_id == app.id for task in self.scheduler.tasks.values()),
+            }
             for app in self.registry.apps.values()
             if app.is_live
         ]
@@ -235,6 +264,7 @@ class Core:
             "server_url": self.server_url,
             "uptime_s": round(time.time() - self.started_at, 1),
             "isolation": self.launcher.isolation,
+            "image_check": self.image_check,
             "containers": len(self.scheduler.tasks),
             "apps": apps,
             "pools": pools,

@@ -14,10 +14,12 @@ is logged with its traceback, and reaches the client as INTERNAL without interna
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import hmac
 import inspect
 import logging
+import sqlite3
 import time
 import weakref
 from collections import OrderedDict
@@ -230,10 +232,18 @@ class Servicer:
             except GRPCError:
                 raise
             except Exception as error:
-                log.exception("%s failed", rpc.name)
                 # FAILED_PRECONDITION is not retried: the effect was rolled back and would fail again.
-                status = Status.RESOURCE_EXHAUSTED if _is_disk_full(error) else Status.FAILED_PRECONDITION
-                raise GRPCError(status, f"{rpc.name} failed inside the engine: {type(error).__name__}") from error
+                # (For a full disk RESOURCE_EXHAUSTED would be the name, but a client's queue takes it for its own.)
+                if _is_disk_full(error):
+                    refuse(
+                        Status.FAILED_PRECONDITION,
+                        f"{rpc.name} was not done: the disk of the engine's state folder (GPUSERVE_HOME) is full. "
+                        "Nothing that was acknowledged is lost. Free some space, and try again.",
+                    )
+                log.exception("%s failed", rpc.name)
+                raise GRPCError(
+                    Status.FAILED_PRECONDITION, f"{rpc.name} failed inside the engine: {type(error).__name__}"
+                ) from error
             await stream.send_message(reply)
 
         return serve
@@ -294,7 +304,10 @@ def _digest(request: Message) -> bytes:
 
 
 def _is_disk_full(error: Exception) -> bool:
-    return "disk is full" in str(error) or getattr(error, "errno", None) == 28  # noqa: PLR2004 (ENOSPC)
+    if isinstance(error, sqlite3.Error):
+        code = getattr(error, "sqlite_errorcode", 0)
+        return code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE}
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
 # RPCs that change nothing, or whose repetition is harmless: no answer is kept for them.

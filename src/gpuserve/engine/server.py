@@ -9,7 +9,6 @@ Examples:
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import tempfile
 import threading
@@ -19,20 +18,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from gpuserve.engine.core import Core
-from gpuserve.exceptions import EngineError, StateError
+from gpuserve.engine.home import no_temporary_folder, take_home, unusable
+from gpuserve.exceptions import EngineError
 
-__all__ = ["LocalEngine", "default_home"]
+__all__ = ["IMAGE_CHECKS", "LocalEngine"]
 
+IMAGE_CHECKS = ("error", "warn")
 _START_TIMEOUT_S = 60.0
-
-
-def default_home() -> Path:
-    """The state folder: ``GPUSERVE_HOME``, or the user's own state folder."""
-    chosen = os.environ.get("GPUSERVE_HOME")
-    if chosen:
-        return Path(chosen)
-    base = os.environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "gpuserve"
+_MOST_PORT = 65535
 
 
 class LocalEngine:
@@ -41,16 +34,30 @@ class LocalEngine:
     Args:
         home: The state folder. ``None``: an empty one that is removed at the end.
         image_check: ``"error"`` refuses images whose pins differ from this interpreter; ``"warn"`` says so.
-        tcp: Listen on a loopback port instead of a unix socket.
+        port: Listen on this port of 127.0.0.1 (0: any free one) instead of a unix socket.
+        patience_s: How long to wait for another engine on the same folder to end.
     """
 
-    def __init__(self, home: Path | None = None, *, image_check: str = "error", tcp: bool = False) -> None:
-        """Check the arguments; `start` does the work."""
-        if image_check not in {"error", "warn"}:
+    def __init__(
+        self,
+        home: Path | None = None,
+        *,
+        image_check: str = "error",
+        port: int | None = None,
+        patience_s: float = 0.0,
+    ) -> None:
+        """Check the arguments; `start` does the work.
+
+        Raises:
+            EngineError: If an argument is not allowed.
+        """
+        if image_check not in IMAGE_CHECKS:
             raise EngineError(f"image_check={image_check!r} is not allowed: it must be 'error' or 'warn'")
-        self._temporary = None if home else tempfile.TemporaryDirectory(prefix="gpuserve-home-")
-        self.home = home or Path(self._temporary.name)  # type: ignore[union-attr]
-        self._image_check, self._tcp = image_check, tcp
+        if port is not None and not 0 <= port <= _MOST_PORT:
+            raise EngineError(f"port={port} is not allowed: it must be 0 (any free one) to {_MOST_PORT}, or None")
+        self._temporary = None if home else _temporary_home()
+        self.home = Path(home or self._temporary.name).absolute()  # type: ignore[union-attr]
+        self._image_check, self._port, self._patience_s = image_check, port, patience_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._core: Core | None = None
         self._thread: threading.Thread | None = None
@@ -60,9 +67,10 @@ class LocalEngine:
         """Start, and return when clients can connect.
 
         Raises:
-            StateError: If the state folder is in use, damaged, too new or not writable.
+            StateError: If the state folder is in use, damaged, too new, full or not writable.
+            PortInUseError: If another process listens on the port.
         """
-        self._lock = _take(self.home)
+        self._lock = take_home(self.home, patience_s=self._patience_s)
         ready = threading.Event()
         failed: list[BaseException] = []
         self._thread = threading.Thread(target=self._run, args=(ready, failed), name="gpuserve-engine", daemon=True)
@@ -89,7 +97,10 @@ class LocalEngine:
 
     async def _open(self) -> None:
         self._stop = asyncio.Event()
-        self._core = Core(self.home, image_check=self._image_check, tcp=self._tcp)
+        try:
+            self._core = Core(self.home, image_check=self._image_check, port=self._port)
+        except OSError as error:
+            raise unusable(self.home, error) from error
         try:
             await self._core.start()
         except BaseException:
@@ -133,6 +144,7 @@ class LocalEngine:
         if self._thread is not None and self._thread.is_alive() and self._loop is not None:
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join()
+        self._core = self._loop = None
         self._release()
 
     def _release(self) -> None:
@@ -153,26 +165,8 @@ class LocalEngine:
         self.close()
 
 
-def _take(home: Path) -> int:
-    """Lock the state folder; the kernel lets go of it when this process ends, however it ends."""
-    path = home / "engine.lock"
+def _temporary_home() -> tempfile.TemporaryDirectory[str]:
     try:
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return tempfile.TemporaryDirectory(prefix="gpuserve-home-")
     except OSError as error:
-        raise StateError(
-            f"the engine's state folder {home} is not writable: {error.strerror or error}. "
-            "Set GPUSERVE_HOME to a folder that you may write."
-        ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        owner = os.read(lock, 32).decode(errors="replace").strip()
-        os.close(lock)
-        raise StateError(
-            f"another engine (pid {owner or 'unknown'}) uses the state folder {home}. "
-            "Stop it with `gpuserve local down`, or set GPUSERVE_HOME to another folder."
-        ) from error
-    os.ftruncate(lock, 0)
-    os.write(lock, str(os.getpid()).encode())
-    return lock
+        raise no_temporary_folder(error) from error

@@ -18,7 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpuserve.exceptions import StateError
+from gpuserve.engine.home import unusable
+from gpuserve.engine.state_file import explained, look_at
 
 __all__ = ["SCHEMA_VERSION", "Store"]
 
@@ -46,56 +47,18 @@ class Store:
             StateError: If the folder cannot be written, or the file is damaged or too new.
         """
         self.path = folder / "engine.sqlite3"
-        fresh = not self.path.exists()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not fresh:
-                self._refuse_what_is_not_ours()
-            self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+            look_at(self.path, SCHEMA_VERSION)
+            if not self.path.exists():
+                _create(self.path)
             self.path.chmod(0o600)
-            self._prepare()
-            if fresh:
-                _sync_folder(folder)
+            self._db = _open(self.path)
         except sqlite3.DatabaseError as error:
-            raise StateError(
-                f"the engine's state file {self.path} cannot be used: {error}. Nothing was changed. Keep a copy, "
-                f"then repair it (sqlite3 {self.path} .recover) or set GPUSERVE_HOME to another folder."
-            ) from error
+            raise explained(self.path, error) from error
         except OSError as error:
-            raise StateError(
-                f"the engine's state folder {folder} is not writable: {error.strerror or error}. "
-                "Set GPUSERVE_HOME to a folder that you may write."
-            ) from error
+            raise unusable(folder, error) from error
         self._depth = 0
-
-    def _refuse_what_is_not_ours(self) -> None:
-        head = self.path.read_bytes()[:16] if self.path.stat().st_size else b""
-        if head != b"SQLite format 3\x00":
-            raise StateError(
-                f"the engine's state file {self.path} is empty, cut short or not a database. Nothing was changed. "
-                "Restore it from a copy, or move it away to start with an empty state."
-            )
-
-    def _prepare(self) -> None:
-        found = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if found > SCHEMA_VERSION:
-            self._db.close()
-            raise StateError(
-                f"the engine's state file {self.path} was written by a newer gpuserve (schema {found}; this one "
-                f"knows {SCHEMA_VERSION}). Upgrade gpuserve, or set GPUSERVE_HOME to another folder."
-            )
-        verdict = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if verdict != "ok":
-            self._db.close()
-            raise StateError(
-                f"the engine's state file {self.path} is damaged: {verdict}. Nothing was changed. Keep a copy, "
-                f"then try: sqlite3 {self.path} .recover"
-            )
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.execute("PRAGMA foreign_keys=ON")
-        self._db.executescript(_CORE_TABLES)
-        self._db.execute("PRAGMA user_version=1")  # SCHEMA_VERSION; a pragma takes no parameter
 
     def create_tables(self, script: str) -> None:
         """Run a service's ``CREATE TABLE IF NOT EXISTS`` statements."""
@@ -115,11 +78,11 @@ class Store:
         self._depth = 1
         try:
             yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        else:
             self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:  # SQLite has undone it by itself where the disk was full
+                self._db.execute("ROLLBACK")
+            raise
         finally:
             self._depth = 0
 
@@ -139,6 +102,31 @@ class Store:
     def close(self) -> None:
         """Close the database; a later `Store` on the same folder sees all that was committed."""
         self._db.close()
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        db.execute("PRAGMA foreign_keys=ON")
+        db.executescript(_CORE_TABLES)
+        db.execute("PRAGMA user_version=1")  # SCHEMA_VERSION; a pragma takes no parameter
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _create(path: Path) -> None:
+    """Make the file under another name first: no kill and no full disk leaves half of one under its own."""
+    draft = path.with_name(f"{path.name}.new")
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        draft.with_name(draft.name + suffix).unlink(missing_ok=True)
+    draft.touch(mode=0o600)
+    _open(draft).close()
+    draft.rename(path)
+    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

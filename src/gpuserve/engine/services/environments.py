@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 import time
 
 from grpclib import Status
@@ -50,7 +51,12 @@ class EnvironmentService:
             self._create(name)
         row = self._store.one("SELECT id FROM environments WHERE name = ?", (name,))
         if row is None:
-            refuse(Status.NOT_FOUND, f"environment '{name}' does not exist: modal environment create {name}")
+            known = ", ".join(one for (one,) in self._store.query("SELECT name FROM environments ORDER BY name"))
+            refuse(
+                Status.NOT_FOUND,
+                f"environment '{name}' does not exist; there is {known}. Create it: "
+                f"modal environment create {shlex.quote(name)} (here: gpuserve local environment create …)",
+            )
         settings = api_pb2.EnvironmentSettings(image_builder_version=IMAGE_BUILDER_VERSION)
         return api_pb2.EnvironmentGetOrCreateResponse(
             environment_id=row[0], metadata=api_pb2.EnvironmentMetadata(name=name, settings=settings)

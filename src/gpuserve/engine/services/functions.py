@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from grpclib import Status
 
@@ -10,6 +10,7 @@ from gpuserve.engine.protocol import api_pb2
 from gpuserve.engine.rpc import Caller, refuse
 from gpuserve.engine.services.environments import DEFAULT_ENVIRONMENT
 from gpuserve.engine.services.handles import class_metadata, function_data, function_metadata
+from gpuserve.engine.state.declarations import gpu_faults, schedule_faults
 from gpuserve.engine.state.ids import new_id
 from gpuserve.engine.state.registry import App, Function, ModalClass, Registry
 from gpuserve.engine.workers.scheduler import Scheduler
@@ -77,6 +78,8 @@ class FunctionService:
             definition, data = request.function, function_data(request.function)
         if request.HasField("schedule"):
             definition.schedule.CopyFrom(request.schedule)
+        alternatives = [one.function for one in data.ranked_functions]
+        _refuse_faults(definition, [*gpu_faults(alternatives), *schedule_faults(definition.schedule)])
         function = self._slot(app.id, definition.function_name, request.existing_function_id)
         function.definition_id = new_id("de")
         function.data = api_pb2.FunctionData()
@@ -166,6 +169,7 @@ class FunctionService:
             return api_pb2.FunctionBindParamsResponse(
                 bound_function_id=base.id, handle_metadata=function_metadata(base)
             )
+        _refuse_faults(base.definition, gpu_faults([api_pb2.Function(resources=options.resources)]))
         place = (base.id, request.serialized_params, options.SerializeToString(deterministic=True))
         bound = self._registry.functions.get(self._registry.bound.get(place, ""))
         if bound is None:
@@ -203,6 +207,12 @@ class FunctionService:
         return api_pb2.FunctionGetSerializedResponse(
             function_serialized=definition.function_serialized, class_serialized=definition.class_serialized
         )
+
+
+def _refuse_faults(definition: api_pb2.Function, faults: Sequence[str]) -> None:
+    if faults:
+        name = (definition.implementation_name or definition.function_name).removesuffix(".*")
+        refuse(Status.INVALID_ARGUMENT, f"function '{name}' cannot run as declared: {'; '.join(faults)}")
 
 
 def _apply(options: api_pb2.FunctionOptions, definition: api_pb2.Function) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 
 from grpclib import Status
 
 from gpuserve.engine.protocol import Empty, api_pb2
 from gpuserve.engine.rpc import Caller, refuse
+from gpuserve.engine.services.environments import DEFAULT_ENVIRONMENT
 from gpuserve.engine.services.named import NamedObject, NamedObjects
 from gpuserve.engine.store import Store
 
@@ -20,6 +22,13 @@ def _pack(values: dict[str, str]) -> bytes:
 
 def _unpack(body: bytes) -> dict[str, str]:
     return dict(api_pb2.SecretGetOrCreateRequest.FromString(body).env_dict)
+
+
+def _creation(name: str, environment: str, keys: Iterable[str], force: str = "") -> str:
+    """The command to type; on this engine with `gpuserve local` before it in place of `modal`."""
+    where = "" if environment == DEFAULT_ENVIRONMENT else f"--env {shlex.quote(environment)} "
+    pairs = " ".join(f"{shlex.quote(key)}=VALUE" for key in keys)
+    return f"modal secret create {where}{force}{shlex.quote(name)} {pairs} (here: gpuserve local secret create …)"
 
 
 class SecretService:
@@ -53,6 +62,11 @@ class SecretService:
             and request.object_creation_type == api_pb2.OBJECT_CREATION_TYPE_CREATE_OVERWRITE_IF_EXISTS
         ):
             refuse(Status.PERMISSION_DENIED, "a container may not overwrite a secret")
+        name, environment = request.deployment_name, request.environment_name or DEFAULT_ENVIRONMENT
+        looked_up = request.object_creation_type == api_pb2.OBJECT_CREATION_TYPE_UNSPECIFIED
+        if looked_up and self._objects.find(name, environment) is None:
+            command = _creation(name, environment, request.required_keys or ["KEY"])
+            refuse(Status.NOT_FOUND, f"secret '{name}' does not exist in environment '{environment}': {command}")
         one = self._objects.get_or_create(
             request.deployment_name,
             request.environment_name,
@@ -62,7 +76,11 @@ class SecretService:
         )
         missing = sorted(set(request.required_keys) - set(_unpack(one.body)))
         if missing:
-            refuse(Status.FAILED_PRECONDITION, f"secret '{one.name}' lacks the required keys: {', '.join(missing)}")
+            command = _creation(one.name, one.environment, sorted({*_unpack(one.body), *missing}), "--force ")
+            refuse(
+                Status.FAILED_PRECONDITION,
+                f"secret '{one.name}' lacks the required keys: {', '.join(missing)}. Give it all its keys: {command}",
+            )
         return api_pb2.SecretGetOrCreateResponse(secret_id=one.id, metadata=self._metadata(self._objects.get(one.id)))
 
     def SecretUpdate(self, request: api_pb2.SecretUpdateRequest, _caller: Caller) -> Empty:

@@ -28,6 +28,8 @@ log = logging.getLogger("gpuserve.engine")
 
 # Source: modal 1.6.4's container says "up to 30 seconds" for what lingers after its exit hooks.
 STOP_GRACE_S = 30.0
+# When the engine ends, exit hooks have this long. Source: our choice.
+_CLOSE_GRACE_S = 5.0
 # After a time-out the container has this long to leave by itself. Source: our choice.
 _TIMEOUT_GRACE_S = 5.0
 _TICK_S = 0.1
@@ -339,11 +341,12 @@ class Scheduler:
                 spare -= 1
 
     async def close(self) -> None:
-        """Stop the clock and kill every container."""
+        """Let every container leave, with its exit hooks, or kill it; then stop the clock."""
         self._closing = True
-        for task in self.tasks.values():
-            self.stop(task, grace_s=0)
         leaving = list(self.tasks.values())
+        for task in leaving:
+            busy = bool(self.calls.running.get(task.id)) or not task.ready
+            self.stop(task, grace_s=_CLOSE_GRACE_S, interrupt=busy)
         for task in leaving:
             if task.container is not None:
                 await task.gone.wait()
