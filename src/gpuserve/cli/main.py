@@ -7,6 +7,7 @@ command that fails on the local engine keeps its own exit code.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import click
@@ -64,6 +65,7 @@ def completion(shell: str) -> None:
 
 def main() -> None:
     """Run, and turn what the user can mend into one line and an exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # broken off, whichever way
     try:
         cli.main(prog_name="gpuserve", standalone_mode=False)
     except click.exceptions.Exit as left:

@@ -52,9 +52,10 @@ from gpuserve.engine.workers.web_calls import EngineWebCalls
 
 __all__ = ["Core"]
 
-# An ephemeral app whose client has been silent this long is stopped.
+# An app of these states whose client has been silent this long is stopped.
 # Source: modal 1.6.4 sends a heartbeat every 15 s.
 _SILENT_CLIENT_S = 60.0
+_NEEDS_A_CLIENT = {api_pb2.APP_STATE_EPHEMERAL, api_pb2.APP_STATE_INITIALIZING}
 
 
 class Core:
@@ -232,7 +233,7 @@ class Core:
             await asyncio.sleep(_SILENT_CLIENT_S / 4)  # noqa: TID251 (the engine's own clock)
             limit = time.time() - _SILENT_CLIENT_S
             for app in list(self.registry.apps.values()):
-                if app.state == api_pb2.APP_STATE_EPHEMERAL and app.heartbeat_at < limit:
+                if app.state in _NEEDS_A_CLIENT and app.heartbeat_at < limit:
                     self.apps.begin_stop(app)
 
     def status(self) -> dict[str, Any]:

@@ -102,6 +102,8 @@ def take_home(home: Path, *, patience_s: float = 0.0) -> int:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = os.open(home / "engine.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             undo.callback(os.close, lock)
+            if not os.access(home, os.W_OK | os.X_OK):  # what is in it may be writable all the same
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             _wait_for(lock, home, time.monotonic() + patience_s)
             os.ftruncate(lock, 0)
             os.pwrite(lock, str(os.getpid()).encode(), 0)

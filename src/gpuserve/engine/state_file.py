@@ -21,6 +21,7 @@ from gpuserve.exceptions import StateError
 __all__ = ["explained", "look_at", "wal_damage"]
 
 _MAGIC = b"SQLite format 3\x00"
+_LARGEST_PAGE = 65536  # stored as 1
 _WAL_HEADER, _FRAME_HEADER = 32, 24
 _WAL_MAGIC = 0x377F0682  # the lowest bit says that checksums read words big-endian
 _AWAY = "Restore {path} from a copy, or move it away to start with an empty state."
@@ -39,12 +40,14 @@ def look_at(path: Path, schema: int) -> None:
     log = path.with_name(f"{path.name}-wal")
     head = _head(path)
     if head is None:
-        if log.exists() and log.stat().st_size:
+        if _has_content(log):
             raise _refusal(path, f"is missing, while its write-ahead log ({log.name}) is there", _AWAY_LOG)
         return
     if head != _MAGIC:
         found = "is empty" if not head else "is cut short" if _MAGIC.startswith(head) else "is not a database"
         raise _refusal(path, found, _AWAY)
+    if not _has_content(log) and path.stat().st_size % _page_size(path):
+        raise _refusal(path, "is cut short within a page", _AWAY)
     damage = wal_damage(log)
     if damage is not None:
         raise _refusal(path, f"has a damaged write-ahead log ({log.name}): {damage}", _RECOVER)
@@ -92,6 +95,16 @@ def _head(path: Path) -> bytes | None:
             return file.read(len(_MAGIC))
     except FileNotFoundError:
         return None
+
+
+def _has_content(log: Path) -> bool:
+    return log.exists() and log.stat().st_size > 0
+
+
+def _page_size(path: Path) -> int:
+    with path.open("rb") as file:
+        stored = int.from_bytes(file.read(18)[16:], "big")
+    return _LARGEST_PAGE if stored == 1 else max(stored, 1)
 
 
 def _refusal(path: Path, found: str, way_out: str) -> StateError:
