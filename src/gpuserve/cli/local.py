@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpuserve.cli.modal_command import FOREIGN, KNOWN, call_modal, modal_commands
+from gpuserve.cli.modal_command import KNOWN, call_modal, modal_commands
 
 if TYPE_CHECKING:
     from gpuserve.engine.running import Running
@@ -199,9 +198,6 @@ def env(as_json: bool) -> None:
     if as_json:
         _print_json(engine.environment)
         return
-    for name in FOREIGN:
-        if name in os.environ:
-            click.echo(f"unset {name}")
     for name, value in engine.environment.items():
         click.echo(f"export {name}={shlex.quote(value)}")
 

@@ -13,16 +13,10 @@ from types import FrameType
 
 import click
 
-__all__ = ["FOREIGN", "INTERRUPTED", "KNOWN", "call_modal", "client_environment", "modal_commands"]
+__all__ = ["INTERRUPTED", "KNOWN", "call_modal", "modal_commands"]
 
 INTERRUPTED = 130
 _PR_SET_PDEATHSIG = 1
-# They would name another workspace's credentials beside those of the engine. Source: modal 1.6.4's config.
-FOREIGN = (
-    "MODAL_PROFILE", "MODAL_OAUTH_REFRESH_TOKEN", "MODAL_OAUTH_CLIENT_ID", "MODAL_OAUTH_CLIENT_SECRET",
-    "MODAL_OAUTH_JWT_KEY",
-)  # fmt: skip
-
 
 # So that a known command need not wait for modal's import here. Source: modal 1.6.4's entry point.
 KNOWN = frozenset(
@@ -41,12 +35,6 @@ def modal_commands() -> dict[str, click.Command]:
     return dict(entrypoint_cli.commands)
 
 
-def client_environment(engine: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment, with its modal client pointed at *engine* and at nothing else."""
-    ours = {name: value for name, value in os.environ.items() if name not in FOREIGN}
-    return {**ours, **engine}
-
-
 def call_modal(arguments: list[str], engine: Mapping[str, str]) -> int:
     """Run ``modal ARGUMENTS``, and return its exit code; 130 where it was broken off.
 
@@ -57,7 +45,7 @@ def call_modal(arguments: list[str], engine: Mapping[str, str]) -> int:
         us = os.getpid()
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", "modal", *arguments],
-            env=client_environment(engine),
+            env={**os.environ, **engine},
             preexec_fn=lambda: _die_with(us),  # noqa: PLW1509 (this process has one thread)
         )
         noted.adopt(child)

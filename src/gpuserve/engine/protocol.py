@@ -28,6 +28,7 @@ __all__ = [
     "Rpc",
     "api_pb2",
     "container_runtime",
+    "forget_client",
     "status_details_codec",
 ]
 
@@ -90,3 +91,23 @@ def container_runtime() -> ContainerRuntime:
     from modal._runtime.task_lifecycle_manager import UserException
 
     return ContainerRuntime(module, UserException)
+
+
+def forget_client() -> None:
+    """Close the client that modal keeps for the whole process, and forget what was looked up through it.
+
+    The next use of modal reads the environment again. Apps, functions and named objects that a module defines
+    are as they were when it had just been imported.
+    """
+    import gc
+
+    from modal._object import _Object
+    from modal.client import Client, _Client
+
+    known = _Client._client_from_env
+    if known is None:
+        return
+    Client.from_env().close()  # the wrapper of the same client: it closes on modal's own loop
+    for one in gc.get_objects():
+        if issubclass(type(one), _Object) and getattr(one, "_client", None) is known:
+            one._unhydrate()

@@ -24,6 +24,11 @@ from gpuserve.exceptions import EngineError
 __all__ = ["IMAGE_CHECKS", "LocalEngine"]
 
 IMAGE_CHECKS = ("error", "warn")
+# Of a workspace of Modal's, which modal would take beside the token, or refuse. Source: modal 1.6.4's config.
+_OTHER_CREDENTIALS = (
+    "MODAL_PROFILE", "MODAL_OAUTH_REFRESH_TOKEN", "MODAL_OAUTH_CLIENT_ID", "MODAL_OAUTH_CLIENT_SECRET",
+    "MODAL_OAUTH_JWT_KEY",
+)  # fmt: skip
 _START_TIMEOUT_S = 60.0
 _MOST_PORT = 65535
 
@@ -127,6 +132,7 @@ class LocalEngine:
             "MODAL_TOKEN_ID": core.token_id,
             "MODAL_TOKEN_SECRET": core.token_secret,
             "MODAL_CONFIG_PATH": str(self.home / "modal.toml"),
+            **dict.fromkeys(_OTHER_CREDENTIALS, ""),
         }
 
     def status(self) -> dict[str, Any]:
