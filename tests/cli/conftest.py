@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
-COMMAND = [sys.executable, "-m", "gpuserve.cli"]
+COMMAND = [sys.executable, "-P", "-m", "gpuserve.cli"]  # as the script does, whose folder is on the path instead
 
 
 APP = """

@@ -15,7 +15,7 @@ from gpuserve.cli.modal_command import KNOWN, call_modal, modal_commands
 if TYPE_CHECKING:
     from gpuserve.engine.running import Running
 
-__all__ = ["local"]
+__all__ = ["examples", "local"]
 
 _IMAGE_CHECK = click.Choice(["error", "warn"])
 _IMAGE_CHECK_HELP = (
@@ -62,21 +62,27 @@ class _Local(click.Group):
                 formatter.write_dl(rows)
 
 
-@click.group(cls=_Local)
+def examples(*lines: str) -> str:
+    """An epilog that click leaves as it is."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
+@click.group(
+    cls=_Local,
+    epilog=examples(
+        "gpuserve local run app.py",
+        "gpuserve local deploy app.py",
+        "gpuserve local app list",
+        'gpuserve local up && eval "$(gpuserve local env)" && modal volume list',
+    ),
+)
 @click.option("--image-check", type=_IMAGE_CHECK, help=_IMAGE_CHECK_HELP)
 @click.pass_context
 def local(ctx: click.Context, image_check: str | None) -> None:
-    r"""Run any modal command on the local engine: offline, on this machine, without an account.
+    """Run any modal command on the local engine: offline, on this machine, without an account.
 
     A modal command joins the engine that is up, or starts one that ends with it. `up` leaves one running. Deployed
     apps, volumes, dicts, queues and secrets are kept in the state folder (GPUSERVE_HOME).
-
-    \b
-    Examples:
-      gpuserve local run app.py
-      gpuserve local deploy app.py
-      gpuserve local app list
-      gpuserve local up && eval "$(gpuserve local env)" && modal volume list
     """
     ctx.obj = image_check
 
@@ -181,16 +187,12 @@ def _show(facts: dict[str, Any]) -> None:
     console.print(apps if facts["apps"] else "apps         none")
 
 
-@local.command()
+@local.command(epilog=examples('eval "$(gpuserve local env)"'))
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def env(as_json: bool) -> None:
-    r"""Print the variables that point a modal client at the engine.
+    """Print the variables that point a modal client at the engine.
 
     A shell evaluates them; --json gives them to programs.
-
-    \b
-    Example:
-      eval "$(gpuserve local env)"
     """
     engine = _running()
     if engine is None:

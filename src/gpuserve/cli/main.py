@@ -13,7 +13,7 @@ import sys
 import click
 from click.shell_completion import get_completion_class
 
-from gpuserve.cli.local import local
+from gpuserve.cli.local import examples, local
 from gpuserve.cli.modal_command import INTERRUPTED
 from gpuserve.exceptions import GpuserveError
 
@@ -23,12 +23,9 @@ __all__ = ["cli", "main"]
 @click.group(epilog="Exit codes: 0 done, 1 failed, 2 misused, 130 broken off (Ctrl-C, SIGTERM).")
 @click.version_option(package_name="gpuserve")
 def cli() -> None:
-    r"""GPU work on Modal, and a local engine that runs any Modal app offline.
+    """GPU work on Modal, and a local engine that runs any Modal app offline.
 
-    \b
-    Start here:
-      gpuserve quickstart
-      gpuserve local run app.py
+    Start with `gpuserve quickstart`, or with an app of yours: `gpuserve local run app.py`.
     """
 
 
@@ -46,17 +43,16 @@ def quickstart(limit: int | None, serve: bool, as_json: bool) -> None:
     run(limit=limit, serve=serve, as_json=as_json)
 
 
-@cli.command()
+@cli.command(
+    epilog=examples(
+        'eval "$(gpuserve completion bash)"  # in ~/.bashrc',
+        'eval "$(gpuserve completion zsh)"   # in ~/.zshrc',
+        "gpuserve completion fish | source   # in ~/.config/fish/config.fish",
+    )
+)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    r"""Print what makes SHELL complete gpuserve's commands, and modal's.
-
-    \b
-    Examples:
-      eval "$(gpuserve completion bash)"        in ~/.bashrc
-      eval "$(gpuserve completion zsh)"         in ~/.zshrc
-      gpuserve completion fish | source         in ~/.config/fish/config.fish
-    """
+    """Print what makes SHELL complete gpuserve's commands, and modal's."""
     kind = get_completion_class(shell)
     if kind is None:
         raise click.ClickException(f"click has no completion for {shell}")

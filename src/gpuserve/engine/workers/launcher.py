@@ -121,6 +121,7 @@ class Launcher:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")}
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",  # a file of the user's folder must not stand in for a module of Python's
             "-m",
             "gpuserve.engine.workers.zygote",
             str(theirs.fileno()),
@@ -156,7 +157,7 @@ class Launcher:
                     kill_tree(container.pid, container.task_id)
                     container.exited.set_result(event["exit"])
         if not ready.done():
-            ready.set_exception(EngineError("the container runtime did not start; its error is above"))
+            ready.set_exception(EngineError("the container runtime did not start; its error is in the engine's log"))
         if not self._closing:
             gone = EngineError("the container runtime died; restart the engine")
             for future in [*self._started.values(), *(one.exited for one in self._containers.values())]:
