@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import secrets
 import shutil
@@ -24,7 +25,7 @@ from gpuserve.engine.services.blobs import BlobService
 from gpuserve.engine.services.calls import CallService, Completions
 from gpuserve.engine.services.containers import ContainerService
 from gpuserve.engine.services.dicts import DictService
-from gpuserve.engine.services.environments import EnvironmentService
+from gpuserve.engine.services.environments import EnvironmentService, require_environment
 from gpuserve.engine.services.functions import FunctionService
 from gpuserve.engine.services.images import ImageService
 from gpuserve.engine.services.mounts import MountService
@@ -124,7 +125,9 @@ class Core:
         self.call_service = CallService(self.registry, self.calls, self.scheduler, self._completions, self.streams)
         self.web_calls = EngineWebCalls(self.registry, self.calls, self.scheduler, self.call_service, self._completions)
         self.ingress = Ingress(self.web_calls, self.streams, read_blob=self.blobs.read)
-        self.apps = AppService(self.registry, self.scheduler, self.logs, self._stop_app)
+        self.apps = AppService(
+            self.registry, self.scheduler, self.logs, self._stop_app, functools.partial(require_environment, store)
+        )
         functions = FunctionService(self.registry, self.scheduler, self._publish)
         services = [
             EnvironmentService(store),

@@ -24,12 +24,21 @@ _DONE = {api_pb2.APP_STATE_STOPPED, api_pb2.APP_STATE_STOPPING}
 
 
 class AppService:
-    """``stop_app(app)`` ends everything that runs for an app; it may take seconds."""
+    """``stop_app(app)`` ends everything that runs for an app; it may take seconds.
+
+    ``require_environment(name)`` refuses one that does not exist.
+    """
 
     def __init__(
-        self, registry: Registry, scheduler: Scheduler, logs: Logs, stop_app: Callable[[App], Awaitable[None]]
+        self,
+        registry: Registry,
+        scheduler: Scheduler,
+        logs: Logs,
+        stop_app: Callable[[App], Awaitable[None]],
+        require_environment: Callable[[str], object],
     ) -> None:
         """Keep the tables."""
+        self._require_environment = require_environment
         self._registry, self._scheduler, self._logs, self._stop = registry, scheduler, logs, stop_app
         self._stopping: dict[str, asyncio.Task[None]] = {}
 
@@ -40,9 +49,10 @@ class AppService:
         return app
 
     def _create(self, *, environment: str, description: str, state: int, tags: dict[str, str]) -> App:
-        now = time.time()
+        now, environment = time.time(), environment or DEFAULT_ENVIRONMENT
+        self._require_environment(environment)
         return self._registry.add_app(
-            App(new_id("ap"), environment or DEFAULT_ENVIRONMENT, description, state, now, heartbeat_at=now, tags=tags)
+            App(new_id("ap"), environment, description, state, now, heartbeat_at=now, tags=tags)
         )
 
     def AppCreate(self, request: api_pb2.AppCreateRequest, _caller: Caller) -> api_pb2.AppCreateResponse:

@@ -14,13 +14,30 @@ from gpuserve.engine.rpc import Caller, refuse
 from gpuserve.engine.state.ids import new_id
 from gpuserve.engine.store import Store
 
-__all__ = ["DEFAULT_ENVIRONMENT", "EnvironmentService"]
+__all__ = ["DEFAULT_ENVIRONMENT", "EnvironmentService", "require_environment"]
 
 DEFAULT_ENVIRONMENT = "main"
 # Source: the newest file in modal 1.6.4's ``modal/builder``.
 IMAGE_BUILDER_VERSION = "2025.06"
 _TABLE = "CREATE TABLE IF NOT EXISTS environments (name TEXT PRIMARY KEY, id TEXT NOT NULL, created_at REAL NOT NULL)"
 _TOKEN_LIFE_S = 3600
+
+
+def require_environment(store: Store, name: str) -> str:
+    """The id of the environment of that name.
+
+    Raises:
+        GRPCError: NOT_FOUND, with those that there are, if it does not exist.
+    """
+    row = store.one("SELECT id FROM environments WHERE name = ?", (name,))
+    if row is None:
+        known = ", ".join(one for (one,) in store.query("SELECT name FROM environments ORDER BY name"))
+        refuse(
+            Status.NOT_FOUND,
+            f"environment '{name}' does not exist; there is {known}. Create it: "
+            f"modal environment create {shlex.quote(name)} (here: gpuserve local environment create …)",
+        )
+    return str(row[0])
 
 
 class EnvironmentService:
@@ -49,17 +66,10 @@ class EnvironmentService:
         name = request.deployment_name or DEFAULT_ENVIRONMENT
         if request.object_creation_type == api_pb2.OBJECT_CREATION_TYPE_CREATE_IF_MISSING:
             self._create(name)
-        row = self._store.one("SELECT id FROM environments WHERE name = ?", (name,))
-        if row is None:
-            known = ", ".join(one for (one,) in self._store.query("SELECT name FROM environments ORDER BY name"))
-            refuse(
-                Status.NOT_FOUND,
-                f"environment '{name}' does not exist; there is {known}. Create it: "
-                f"modal environment create {shlex.quote(name)} (here: gpuserve local environment create …)",
-            )
+        environment_id = require_environment(self._store, name)
         settings = api_pb2.EnvironmentSettings(image_builder_version=IMAGE_BUILDER_VERSION)
         return api_pb2.EnvironmentGetOrCreateResponse(
-            environment_id=row[0], metadata=api_pb2.EnvironmentMetadata(name=name, settings=settings)
+            environment_id=environment_id, metadata=api_pb2.EnvironmentMetadata(name=name, settings=settings)
         )
 
     def EnvironmentCreate(self, request: api_pb2.EnvironmentCreateRequest, _caller: Caller) -> Empty:

@@ -9,7 +9,7 @@ from grpclib import Status
 
 from gpuserve.engine.protocol import api_pb2
 from gpuserve.engine.rpc import refuse
-from gpuserve.engine.services.environments import DEFAULT_ENVIRONMENT
+from gpuserve.engine.services.environments import DEFAULT_ENVIRONMENT, require_environment
 from gpuserve.engine.state.ids import new_id
 from gpuserve.engine.store import Store
 
@@ -68,6 +68,7 @@ class NamedObjects:
             GRPCError: NOT_FOUND or ALREADY_EXISTS, as Modal answers.
         """
         environment = environment or DEFAULT_ENVIRONMENT
+        require_environment(self._store, environment)
         if creation in {api_pb2.OBJECT_CREATION_TYPE_ANONYMOUS_OWNED_BY_APP, api_pb2.OBJECT_CREATION_TYPE_EPHEMERAL}:
             return self._insert("", environment, app_id or "ephemeral", body)
         known = self.find(name, environment)

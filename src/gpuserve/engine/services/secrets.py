@@ -9,7 +9,7 @@ from grpclib import Status
 
 from gpuserve.engine.protocol import Empty, api_pb2
 from gpuserve.engine.rpc import Caller, refuse
-from gpuserve.engine.services.environments import DEFAULT_ENVIRONMENT
+from gpuserve.engine.services.environments import DEFAULT_ENVIRONMENT, require_environment
 from gpuserve.engine.services.named import NamedObject, NamedObjects
 from gpuserve.engine.store import Store
 
@@ -36,7 +36,7 @@ class SecretService:
 
     def __init__(self, store: Store) -> None:
         """Keep secrets in *store*, a file that only its owner can read."""
-        self._objects = NamedObjects(store, "secret", "st")
+        self._store, self._objects = store, NamedObjects(store, "secret", "st")
 
     def environment_of(self, secret_ids: Iterable[str]) -> dict[str, str]:
         """The variables of these secrets; a later one wins."""
@@ -63,6 +63,7 @@ class SecretService:
         ):
             refuse(Status.PERMISSION_DENIED, "a container may not overwrite a secret")
         name, environment = request.deployment_name, request.environment_name or DEFAULT_ENVIRONMENT
+        require_environment(self._store, environment)
         looked_up = request.object_creation_type == api_pb2.OBJECT_CREATION_TYPE_UNSPECIFIED
         if looked_up and self._objects.find(name, environment) is None:
             command = _creation(name, environment, request.required_keys or ["KEY"])
