@@ -96,6 +96,12 @@ class Cli:
             if path.is_file() and path.name not in passing
         }
 
+    def leave_nothing(self) -> None:
+        """End the engine that is up, if one is."""
+        if (self.home / "engine.json").exists():
+            self("local", "down")
+        assert self.processes() == []
+
     def processes(self) -> list[psutil.Process]:
         """Every live process that was started for this state folder: commands, engines and their containers."""
         mark = f"GPUSERVE_HOME={self.home}"
@@ -112,7 +118,9 @@ class Cli:
 
     def apps(self) -> list[str]:
         """The names of the deployed apps."""
-        return [app["description"] for app in self.json("local", "app", "list") if app["state"] == "deployed"]
+        facts = self.json("local", "status")
+        name, apps = ("name", facts["apps"]) if facts["up"] else ("description", self.json("local", "app", "list"))
+        return [app[name] for app in apps if app["state"] == "deployed"]
 
     def kill_engine(self) -> int:
         """End the engine that is up as a power cut would, and return its pid."""
@@ -151,8 +159,7 @@ def new_cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
 
     yield make
     for one in made:
-        one("local", "down", code=None)
-        assert one.processes() == []
+        one.leave_nothing()
 
 
 @pytest.fixture

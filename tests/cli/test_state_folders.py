@@ -91,7 +91,7 @@ def disk(mounted, new_cli, tmp_path):
     folder = mounted("-t", "tmpfs", "-o", "size=4m", "gpuserve-test", at=tmp_path / "disk")
     cli = new_cli(home=folder / "home")
     yield Disk(cli, folder / "ballast")
-    cli("local", "down", code=None)
+    cli.leave_nothing()
 
 
 def test_a_full_disk_at_the_first_start_is_named_and_leaves_nothing_behind(disk):

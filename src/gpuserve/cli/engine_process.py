@@ -90,7 +90,9 @@ def keep_engine(home: Path, options: EngineOptions) -> tuple[Running, bool]:
             options.check(engine)
             if engine.keep():
                 return engine, True
-        with _started(home, options, transient=False) as engine:
+        with _started(home, options) as engine:
+            if not engine.keep():
+                raise EngineError("the engine ended as soon as it was up; try again")
             return engine, False
 
 
@@ -104,7 +106,7 @@ def _start_and_hold(home: Path, options: EngineOptions) -> Hold:
         hold = _join(home)  # somebody else may have started one while we waited
         if hold is not None:
             return hold
-        with _started(home, options, transient=True) as engine:
+        with _started(home, options) as engine:
             hold = engine.hold()
         if hold is None:
             raise EngineError("the engine ended as soon as it was up; try again")
@@ -127,14 +129,16 @@ def _starting(home: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _started(home: Path, options: EngineOptions, *, transient: bool) -> Iterator[Running]:
-    """A new engine; a transient one ends after the block unless it is held by then."""
+def _started(home: Path, options: EngineOptions) -> Iterator[Running]:
+    """A new engine, which ends after the block unless it is held or kept by then.
+
+    It is so from its first moment, by its standard input: an interrupt may strike before we know its pid.
+    """
     log = home / "engine.log"
-    command = [sys.executable, "-P", "-m", "gpuserve.engine", "--home", str(home), "--log", str(log)]
-    command += ["--patience", str(_PATIENCE_S), *options.arguments(), *(["--transient"] if transient else [])]
+    command = [sys.executable, "-P", "-m", "gpuserve.engine", "--transient", "--home", str(home), "--log", str(log)]
     child = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE if transient else subprocess.DEVNULL,
+        [*command, "--patience", str(_PATIENCE_S), *options.arguments()],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
