@@ -15,7 +15,7 @@ from pathlib import Path
 from gpuserve.engine.control import Control
 from gpuserve.engine.home import default_home, unusable
 from gpuserve.engine.running import CONTROL
-from gpuserve.engine.server import IMAGE_CHECKS, LocalEngine
+from gpuserve.engine.server import IMAGE_CHECKS, ISOLATIONS, LocalEngine
 from gpuserve.exceptions import EngineError
 
 
@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m gpuserve.engine")
     parser.add_argument("--home", type=Path, help="the state folder (default: GPUSERVE_HOME)")
     parser.add_argument("--image-check", choices=IMAGE_CHECKS, default=IMAGE_CHECKS[0])
+    parser.add_argument("--isolation", choices=ISOLATIONS, help="how containers are kept apart")
     parser.add_argument("--port", type=int, help="listen on this loopback port (0: any) instead of a unix socket")
     parser.add_argument("--patience", type=float, default=0.0, help="seconds to wait for another engine to end")
     parser.add_argument("--log", type=Path, help="write standard error here once started")
@@ -61,7 +62,13 @@ def _log_to(log: Path, home: Path) -> None:
 
 
 def _serve(options: argparse.Namespace, home: Path, stop: threading.Event, told: int) -> None:
-    engine = LocalEngine(home, image_check=options.image_check, port=options.port, patience_s=options.patience).start()
+    engine = LocalEngine(
+        home,
+        image_check=options.image_check,
+        port=options.port,
+        patience_s=options.patience,
+        isolation=options.isolation,
+    ).start()
     with contextlib.closing(engine):
         path = engine.core.run_folder / "control.sock"
         secret = engine.environment["MODAL_TOKEN_SECRET"]

@@ -62,13 +62,13 @@ _NEEDS_A_CLIENT = {api_pb2.APP_STATE_EPHEMERAL, api_pb2.APP_STATE_INITIALIZING}
 class Core:
     """One engine: its state, its services, its sockets. Lives on the loop that `start` runs on."""
 
-    def __init__(self, home: Path, *, image_check: str, port: int | None) -> None:
+    def __init__(self, home: Path, *, image_check: str, port: int | None, isolation: str) -> None:
         """Open the state folder; nothing listens yet.
 
         Raises:
             StateError: If the state folder cannot be used.
         """
-        self.home, self.image_check, self._port = home, image_check, port
+        self.home, self.image_check, self._port, self._isolation = home, image_check, port, isolation
         self.started_at = time.time()
         self.token_id, self.token_secret = "ak-local", f"as-{secrets.token_urlsafe(32)}"
         try:
@@ -88,7 +88,9 @@ class Core:
     def _assemble(self) -> None:
         self.registry, self.calls, self.logs = Registry(self.store), CallTable(), Logs()
         self.streams, self._completions = Streams(), Completions()
-        self.launcher = Launcher(self.run_folder / "containers")
+        self.launcher = Launcher(
+            self.run_folder / "containers", isolation=self._isolation, hidden=(self.run_folder, self.home)
+        )
         self._object_server = ObjectServer(self.home / "blobs")
         self._build(strict=self.image_check == "error")
         self._jobs: set[asyncio.Task[None]] = set()

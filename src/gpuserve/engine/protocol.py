@@ -20,12 +20,15 @@ from modal._utils.grpc_utils import custom_detail_codec as status_details_codec
 from modal_proto import api_pb2
 
 __all__ = [
+    "CONTAINER_ENTRYPOINT",
     "RPCS",
     "SERVICE",
+    "WEB_SERVER_ADDRESS",
     "ContainerRuntime",
     "Empty",
     "Message",
     "Rpc",
+    "adapt_runtime",
     "api_pb2",
     "container_runtime",
     "forget_client",
@@ -33,6 +36,10 @@ __all__ = [
 ]
 
 SERVICE = "modal.client.ModalClient"
+# What `python -m` runs in a container.
+CONTAINER_ENTRYPOINT = "modal._container_entrypoint"
+# Where the port of a `@web_server` is looked for.
+WEB_SERVER_ADDRESS = "127.0.0.2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +75,7 @@ RPCS: dict[str, Rpc] = _read_descriptor()
 
 @dataclass(frozen=True, slots=True)
 class ContainerRuntime:
-    """Modal's container runtime, as ``python -m modal._container_entrypoint`` runs it.
+    """Modal's container runtime, as ``python -m`` `CONTAINER_ENTRYPOINT` runs it.
 
     Attributes:
         module: The module, whose ``__main__`` a container believes itself to be.
@@ -82,7 +89,25 @@ class ContainerRuntime:
         """Serve inputs until the engine ends it; *arguments* is a serialised ContainerArguments."""
         from modal.client import Client
 
+        adapt_runtime(arguments)
         self.module.main(api_pb2.ContainerArguments.FromString(arguments), Client.from_env())
+
+
+def adapt_runtime(arguments: bytes) -> None:
+    """Change in this process what Modal's runtime takes for granted of Modal's machines.
+
+    It asks for the address of ``eth0``, to reach the server that a ``@web_server`` starts. Here that is
+    a loopback address which is not 127.0.0.1: a server bound to 127.0.0.1 alone fails as it does on Modal.
+    """
+    definition = api_pb2.ContainerArguments.FromString(arguments).function_def
+    hooks = [definition.webhook_config, *(one.webhook_config for one in definition.method_definitions.values())]
+    if any(hook.type == api_pb2.WEBHOOK_TYPE_WEB_SERVER for hook in hooks):
+        from modal._runtime import asgi
+
+        def get_ip_address(ifname: bytes) -> str:  # noqa: ARG001 (the name it is called by)
+            return WEB_SERVER_ADDRESS
+
+        asgi.get_ip_address = get_ip_address
 
 
 def container_runtime() -> ContainerRuntime:

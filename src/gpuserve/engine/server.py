@@ -21,9 +21,10 @@ from gpuserve.engine.core import Core
 from gpuserve.engine.home import no_temporary_folder, take_home, unusable
 from gpuserve.exceptions import EngineError
 
-__all__ = ["IMAGE_CHECKS", "LocalEngine"]
+__all__ = ["IMAGE_CHECKS", "ISOLATIONS", "LocalEngine"]
 
 IMAGE_CHECKS = ("error", "warn")
+ISOLATIONS = ("auto", "namespaces", "links")
 # Of a workspace of Modal's, which modal would take beside the token, or refuse. Source: modal 1.6.4's config.
 _OTHER_CREDENTIALS = (
     "MODAL_PROFILE", "MODAL_OAUTH_REFRESH_TOKEN", "MODAL_OAUTH_CLIENT_ID", "MODAL_OAUTH_CLIENT_SECRET",
@@ -41,6 +42,9 @@ class LocalEngine:
         image_check: ``"error"`` refuses images whose pins differ from this interpreter; ``"warn"`` says so.
         port: Listen on this port of 127.0.0.1 (0: any free one) instead of a unix socket.
         patience_s: How long to wait for another engine on the same folder to end.
+        isolation: ``"auto"`` keeps containers apart as well as this machine allows, ``"namespaces"`` refuses
+            to start without mount namespaces, ``"links"`` does without them. ``None``: what the variable
+            ``GPUSERVE_ISOLATION`` says, else ``"auto"``.
     """
 
     def __init__(
@@ -50,12 +54,19 @@ class LocalEngine:
         image_check: str = "error",
         port: int | None = None,
         patience_s: float = 0.0,
+        isolation: str | None = None,
     ) -> None:
         """Check the arguments; `start` does the work.
 
         Raises:
             EngineError: If an argument is not allowed.
         """
+        isolation = isolation or os.environ.get("GPUSERVE_ISOLATION") or "auto"
+        if isolation not in ISOLATIONS:
+            raise EngineError(
+                f"isolation={isolation!r} is not allowed: it (or GPUSERVE_ISOLATION) must be 'auto', 'namespaces' "
+                "or 'links'"
+            )
         if image_check not in IMAGE_CHECKS:
             raise EngineError(f"image_check={image_check!r} is not allowed: it must be 'error' or 'warn'")
         if port is not None and not 0 <= port <= _MOST_PORT:
@@ -63,6 +74,7 @@ class LocalEngine:
         self._temporary = None if home else _temporary_home()
         self.home = Path(home or self._temporary.name).absolute()  # type: ignore[union-attr]
         self._image_check, self._port, self._patience_s = image_check, port, patience_s
+        self._isolation = isolation
         self._loop: asyncio.AbstractEventLoop | None = None
         self._core: Core | None = None
         self._thread: threading.Thread | None = None
@@ -103,7 +115,9 @@ class LocalEngine:
     async def _open(self) -> None:
         self._stop = asyncio.Event()
         try:
-            self._core = Core(self.home, image_check=self._image_check, port=self._port)
+            self._core = Core(
+                self.home, image_check=self._image_check, port=self._port, isolation=self._isolation
+            )
         except OSError as error:
             raise unusable(self.home, error) from error
         try:

@@ -27,6 +27,10 @@ class MountedFile(Protocol):
     def host(self) -> Path:
         """The file that holds the bytes."""
 
+    @property
+    def mode(self) -> int:
+        """Its permission bits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
@@ -48,7 +52,7 @@ class Assembly:
         layers = self.registry.image_layers(definition.image_id)
         plan = self.plan(layers)
         mount_ids = [*definition.mount_ids, *(one.context_mount_id for one in layers if one.context_mount_id)]
-        files = [SourceFile(path=_absolute(one.path), host=one.host) for one in self.mounted(mount_ids)]
+        files = [SourceFile(path=_absolute(one.path), host=one.host, mode=one.mode) for one in self.mounted(mount_ids)]
         environment = {**plan.env, **self.secrets(definition.secret_ids)}
         return ContainerSpec(
             task_id=task.id,

@@ -1,18 +1,28 @@
-"""Hides from a container what its image does not bring, so that what fails on Modal fails here."""
+"""Hides from a container what its image does not bring, so that what fails on Modal fails here.
+
+Hidden is what lies in this interpreter's own places: modules of distributions that the image does not
+bring (parts of namespace packages too), their metadata, and folders that are only on this machine's
+path. What the container's sources, mounts and volumes bring is found as ever.
+"""
 
 from __future__ import annotations
 
 import functools
 import importlib.metadata
+import json
+import os
+import site
 import sys
-from collections.abc import Collection, Sequence
+import sysconfig
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from pathlib import Path
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
-__all__ = ["guard_imports", "installed_modules", "normalised"]
+__all__ = ["Hidden", "guard_imports", "hidden_from", "installed", "normalised"]
 
 
 def normalised(name: str) -> str:
@@ -28,56 +38,165 @@ def normalised(name: str) -> str:
     return "-".join(part for part in name.lower().replace("_", "-").replace(".", "-").split("-") if part)
 
 
-class _Hidden:
-    """The names that a container may not import, unless its own sources bring them."""
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """An installed distribution: its names, and what of the path only it brought."""
 
-    def __init__(self, distributions: dict[str, str], root: str) -> None:
-        self._distributions, self._root = distributions, root
-
-    def distribution_of(self, module: str) -> str | None:
-        top = module.partition(".")[0]
-        if top not in self._distributions or (Path(self._root) / top).exists():
-            return None
-        return None if (Path(self._root) / f"{top}.py").exists() else self._distributions[top]
+    name: str
+    version: str
+    modules: frozenset[str]
+    folders: frozenset[str] = frozenset()
+    finders: frozenset[str] = frozenset()
 
 
-class _Guard(MetaPathFinder):
-    """Explains a refusal; asked by ``importlib.util.find_spec``, it only says that there is nothing."""
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """What one container may not import.
 
-    def __init__(self, hidden: _Hidden) -> None:
-        self._hidden = hidden
+    Attributes:
+        modules: Dotted names, and the requirement that would bring each.
+        distributions: Normalised names whose metadata is not found either.
+        folders: Entries of the path that are only this machine's.
+        finders: Modules whose import hooks serve editable installs.
+    """
 
-    def find_spec(
-        self, fullname: str, _path: Sequence[str] | None = None, _target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        distribution = self._hidden.distribution_of(fullname)
-        if distribution is None or _only_looks():
-            return None
-        top = fullname.partition(".")[0]
-        error = ModuleNotFoundError(f"No module named {top!r}", name=top)
-        error.add_note(
-            f"This image does not bring {distribution!r}, though this machine has it: "
-            f'add .pip_install("{distribution}=={importlib.metadata.version(distribution)}") to the image.'
-        )
-        raise error
+    modules: dict[str, str]
+    distributions: list[str]
+    folders: list[str]
+    finders: list[str]
+
+
+@functools.cache
+def installed() -> tuple[Distribution, ...]:
+    """Every distribution of this interpreter; read once a process tree."""
+    return tuple(_read(one) for one in importlib.metadata.distributions())
+
+
+def _read(one: importlib.metadata.Distribution) -> Distribution:
+    files = one.files or []
+    folders: set[str] = set()
+    finders: set[str] = set()
+    modules = set(_modules(files))
+    if _is_editable(one):
+        # an editable install lists no modules of its own
+        modules.add(normalised(one.name).replace("-", "_"))
+        for file in files:
+            if file.suffix == ".pth":
+                lines = Path(str(file.locate())).read_text(encoding="utf-8").splitlines()
+                folders |= {os.path.realpath(line) for line in lines if line and not line.startswith("import ")}
+            elif file.name.endswith("_finder.py"):
+                finders.add(file.stem)
+    return Distribution(one.name, one.version, frozenset(modules), frozenset(folders), frozenset(finders))
+
+
+def _is_editable(one: importlib.metadata.Distribution) -> bool:
+    text = one.read_text("direct_url.json")
+    return bool(text) and bool(json.loads(text or "{}").get("dir_info", {}).get("editable"))
+
+
+def _modules(files: Iterable[PurePosixPath]) -> Iterator[str]:
+    """The shortest dotted names that are a distribution's own: packages with code, and single modules."""
+    paths = [file.parts for file in files if file.suffix in {".py", ".so", ".pyd"} and ".." not in file.parts]
+    packages = {parts[:-1] for parts in paths if parts[-1] == "__init__.py"}
+    for parts in paths:
+        owner = next((parts[:end] for end in range(1, len(parts)) if parts[:end] in packages), None)
+        name = owner or (*parts[:-1], parts[-1].partition(".")[0])
+        if all(part.isidentifier() for part in name):
+            yield ".".join(name)
+
+
+def hidden_from(brought: Collection[str]) -> Hidden:
+    """What a container whose image brings only the distributions *brought* may not see."""
+    names = {normalised(name) for name in brought}
+    kept = [one for one in installed() if normalised(one.name) in names]
+    others = [one for one in installed() if normalised(one.name) not in names]
+    shown = {module for one in kept for module in one.modules}
+    modules = {
+        module: f"{one.name}=={one.version}"
+        for one in others
+        for module in one.modules
+        if module not in shown and module not in sys.modules
+    }
+    shown_folders = {folder for one in kept for folder in one.folders}
+    folders = [entry for entry in sys.path if _is_borrowed(entry) and os.path.realpath(entry) not in shown_folders]
+    finders = [finder for one in others for finder in one.finders]
+    return Hidden(modules, [normalised(one.name) for one in others], folders, finders)
+
+
+@functools.cache
+def _own_places() -> tuple[str, ...]:
+    """Where this interpreter keeps the standard library and what was installed into it."""
+    paths = sysconfig.get_paths()
+    found = [paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")]
+    return tuple(os.path.realpath(one) for one in [*found, *site.getsitepackages(), site.getusersitepackages()])
+
+
+def _is_borrowed(entry: str) -> bool:
+    """Whether an entry of the path is a folder that only this machine's settings put there."""
+    real = os.path.realpath(entry)
+    if not Path(real).is_dir() or any(real == one or real.startswith(f"{one}{os.sep}") for one in _own_places()):
+        return False
+    return not any(one.suffix in {".dist-info", ".egg-info"} for one in Path(real).iterdir())
 
 
 class _Filtered:
-    """Another finder that does not see what is hidden."""
+    """Another finder that finds nothing hidden in this interpreter's own places."""
 
-    def __init__(self, finder: Any, hidden: _Hidden) -> None:
+    def __init__(self, finder: Any, hidden: Hidden) -> None:
         self._finder, self._hidden = finder, hidden
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if self._hidden.distribution_of(fullname) is not None:
+        if _requirement(self._hidden, fullname) is None:
+            found: ModuleSpec | None = self._finder.find_spec(fullname, path, target)
+            return found
+        if self._finder is not PathFinder:
             return None
-        found: ModuleSpec | None = self._finder.find_spec(fullname, path, target)
-        return found
+        elsewhere = [entry for entry in (sys.path if path is None else path) if not _is_own(entry)]
+        return PathFinder.find_spec(fullname, elsewhere, target)
+
+    def find_distributions(self, *arguments: Any, **options: Any) -> Iterator[importlib.metadata.Distribution]:
+        found: Iterable[importlib.metadata.Distribution] = getattr(
+            self._finder, "find_distributions", lambda *_arguments, **_options: ()
+        )(*arguments, **options)
+        return (one for one in found if normalised(one.name or "") not in self._hidden.distributions)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._finder, name)
+
+
+class _Explained(MetaPathFinder):
+    """The last finder: says why a module is not found; ``importlib.util.find_spec`` only hears that it is not."""
+
+    def __init__(self, hidden: Hidden) -> None:
+        self._hidden = hidden
+
+    def find_spec(
+        self, fullname: str, _path: Sequence[str] | None = None, _target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        requirement = _requirement(self._hidden, fullname)
+        if requirement is None or _only_looks():
+            return None
+        error = ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
+        error.add_note(
+            f'This image does not bring it, though this machine has it: add .pip_install("{requirement}") to the image.'
+        )
+        raise error
+
+
+def _requirement(hidden: Hidden, fullname: str) -> str | None:
+    parts = fullname.split(".")
+    for end in range(1, len(parts) + 1):
+        found = hidden.modules.get(".".join(parts[:end]))
+        if found is not None:
+            return found
+    return None
+
+
+def _is_own(entry: str) -> bool:
+    real = os.path.realpath(entry)
+    return any(real == one or real.startswith(f"{one}{os.sep}") for one in _own_places())
 
 
 def _only_looks() -> bool:
@@ -91,24 +210,8 @@ def _only_looks() -> bool:
     return False
 
 
-@functools.cache
-def installed_modules() -> dict[str, tuple[str, ...]]:
-    """Each importable top-level name and the distributions that bring it; read once a process tree."""
-    found = {module: tuple(names) for module, names in importlib.metadata.packages_distributions().items()}
-    if any(normalised(one.name or "") == "gpuserve" for one in importlib.metadata.distributions()):
-        found.setdefault("gpuserve", ("gpuserve",))  # an editable install lists no modules of its own
-    return found
-
-
-def guard_imports(allowed: Collection[str] | None, root: str) -> None:
-    """Refuse imports of installed distributions that are not in *allowed* (``None``: allow all)."""
-    if allowed is None:
-        return
-    brought = {normalised(name) for name in allowed}
-    distributions = {
-        module: names[0]
-        for module, names in installed_modules().items()
-        if not any(normalised(name) in brought for name in names) and module not in sys.modules
-    }
-    hidden = _Hidden(distributions, root)
-    sys.meta_path[:] = [_Guard(hidden), *(_Filtered(finder, hidden) for finder in sys.meta_path)]
+def guard_imports(hidden: Hidden) -> None:
+    """Hide from this process what *hidden* names."""
+    sys.path[:] = [entry for entry in sys.path if entry not in hidden.folders]
+    finders = [one for one in sys.meta_path if getattr(one, "__module__", "") not in hidden.finders]
+    sys.meta_path[:] = [*(_Filtered(finder, hidden) for finder in finders), _Explained(hidden)]

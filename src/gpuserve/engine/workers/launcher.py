@@ -10,20 +10,24 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from gpuserve.engine.workers.process_tree import kill_tree
+from gpuserve.engine.workers.links import Links
 from gpuserve.exceptions import EngineError
 
 __all__ = ["Container", "ContainerSpec", "Launcher", "SourceFile", "VolumeBind"]
 
 _START_TIMEOUT_S = 30.0
 _READ_BYTES = 65536
+# How long killed containers may take to be gone; one that hangs in the kernel is left to it.
+_END_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +41,11 @@ class VolumeBind:
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file of the app's source and where it is seen in the container."""
+    """A file of the app's source or image, and where it is seen in the container."""
 
     path: str
     host: Path
+    mode: int = 0o644
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +71,20 @@ class ContainerSpec:
 
 @dataclass(slots=True)
 class Container:
-    """A running container."""
+    """A container from the request for it to the end of its last process."""
 
     task_id: str
     pid: int
-    exited: asyncio.Future[int] = field(repr=False)
+    whole_by_kill: bool
+    ended: asyncio.Future[int] = field(repr=False)
+    gone: asyncio.Future[int] = field(repr=False)
 
     async def wait(self) -> int:
-        """Wait for its end: the exit code, or minus the number of the signal that killed it."""
-        return await asyncio.shield(self.exited)
+        """Wait for its end and its last log line: the exit code, or minus the number of the signal that killed it."""
+        return await asyncio.shield(self.gone)
 
     def _signal(self, number: int) -> None:
-        if not self.exited.done():
+        if not self.ended.done():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
@@ -91,34 +98,49 @@ class Container:
 
     def kill(self) -> None:
         """End it and every process that it started."""
-        if not self.exited.done():
-            kill_tree(self.pid, self.task_id)
+        # a pid namespace ends with its first process; without one, that process does it on request
+        self._signal(signal.SIGKILL if self.whole_by_kill else signal.SIGQUIT)
 
 
 class Launcher:
     """The pre-forked process, and the containers forked from it."""
 
-    def __init__(self, folder: Path) -> None:
-        """Containers get a folder each under *folder*."""
-        self._folder = folder
+    def __init__(self, folder: Path, *, isolation: str = "auto", hidden: tuple[Path, ...] = ()) -> None:
+        """Containers get a folder each under *folder*.
+
+        Args:
+            folder: A folder of this engine's run alone.
+            isolation: ``"auto"``, ``"namespaces"`` or ``"links"``.
+            hidden: The engine's own folders, which no container sees.
+        """
+        self._folder, self._wanted, self._hidden = folder, isolation, hidden
+        self._links = Links(folder / "linked", hidden)
         self._containers: dict[str, Container] = {}
         self._started: dict[str, asyncio.Future[int]] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._socket: socket.socket | None = None
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._sending = asyncio.Lock()
         self._closing = False
-        self.isolation = "unknown"
+        self._about: dict[str, Any] = {}
+
+    @property
+    def isolation(self) -> str:
+        """How containers are kept apart, in words."""
+        return str(self._about.get("ready", "unknown"))
 
     async def start(self) -> None:
         """Start the pre-forked process and wait until it is ready.
 
         Raises:
-            EngineError: If it does not come up.
+            EngineError: If it does not come up, or the machine does not allow the isolation asked for.
         """
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")}
+        environment["MODAL_IS_REMOTE"] = "1"  # or it would take settings from this user's own modal.toml
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",  # a file of the user's folder must not stand in for a module of Python's
@@ -126,6 +148,8 @@ class Launcher:
             "gpuserve.engine.workers.zygote",
             str(theirs.fileno()),
             str(os.getpid()),
+            str(self._folder),
+            self._wanted,
             pass_fds=(theirs.fileno(),),
             env=environment,
             start_new_session=True,
@@ -133,34 +157,36 @@ class Launcher:
         )
         theirs.close()
         self._socket = ours
-        ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._reader = asyncio.ensure_future(self._read(ready))
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
-                self.isolation = await ready
+                self._about = await ready
         except TimeoutError as error:
             raise EngineError("the container runtime did not start within 30 s") from error
 
-    async def _read(self, ready: asyncio.Future[str]) -> None:
+    async def _read(self, ready: asyncio.Future[dict[str, Any]]) -> None:
         if self._socket is None:
             raise EngineError("the launcher is not started")
         loop = asyncio.get_running_loop()
         while data := await loop.sock_recv(self._socket, _READ_BYTES):
             event = json.loads(data)
             if "ready" in event:
-                ready.set_result(event["ready"])
+                ready.set_result(event)
+            elif "refused" in event:
+                ready.set_exception(EngineError(event["refused"]))
             elif "pid" in event:
                 self._started[event["task_id"]].set_result(event["pid"])
-            elif "exit" in event:
+            else:
+                # told by the container's first process, and then again by its parent
                 container = self._containers.pop(event["task_id"], None)
-                if container is not None and not container.exited.done():
-                    kill_tree(container.pid, container.task_id)
-                    container.exited.set_result(event["exit"])
+                if container is not None and not container.ended.done():
+                    container.ended.set_result(event["exit"])
         if not ready.done():
             ready.set_exception(EngineError("the container runtime did not start; its error is in the engine's log"))
         if not self._closing:
             gone = EngineError("the container runtime died; restart the engine")
-            for future in [*self._started.values(), *(one.exited for one in self._containers.values())]:
+            for future in [*self._started.values(), *(one.ended for one in self._containers.values())]:
                 if not future.done():
                     future.set_exception(gone)
 
@@ -173,48 +199,107 @@ class Launcher:
         if self._socket is None:
             raise EngineError("the launcher is not started")
         folder = self._folder / spec.task_id
+        loop = asyncio.get_running_loop()
+        container = Container(spec.task_id, 0, self._about["pids"], loop.create_future(), loop.create_future())
+        try:
+            self._prepare(folder, spec, on_log)
+            self._containers[spec.task_id] = container
+            logs = await self._begin(container, on_log)
+        except BaseException:
+            self._containers.pop(spec.task_id, None)
+            self._clean(spec.task_id)
+            raise
+        job = loop.create_task(self._finish(container, logs))
+        self._jobs.add(job)  # asyncio keeps weak references only
+        job.add_done_callback(self._jobs.discard)
+        return container
+
+    def _prepare(self, folder: Path, spec: ContainerSpec, on_log: Callable[[int, bytes], None]) -> None:
+        files = [(one.path, str(one.host), one.mode) for one in spec.files]
+        if not self._about["mounts"]:
+            self._links.hold(spec.task_id, files, [(one.path, one.host) for one in spec.volumes])
+            for one in spec.volumes:
+                if one.read_only:
+                    on_log(2, f"{one.path} is writable here: a link cannot be read-only\n".encode())
         folder.mkdir(mode=0o700)
+        self._write_request(folder, spec, files)
+
+    async def _begin(self, container: Container, on_log: Callable[[int, bytes], None]) -> list[asyncio.Future[None]]:
+        """Ask for the container's first process; return what ends with its logs."""
+        started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._started[container.task_id] = started
+        (out, out_end), (err, err_end) = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
+        try:
+            logs = [await _follow(out, lambda data: on_log(1, data)), await _follow(err, lambda data: on_log(2, data))]
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                await self._send({"task_id": container.task_id}, [out_end, err_end])
+                container.pid = await started
+        finally:
+            os.close(out_end)
+            os.close(err_end)
+            self._started.pop(container.task_id, None)
+        return logs
+
+    def _write_request(self, folder: Path, spec: ContainerSpec, files: list[tuple[str, str, int]]) -> None:
         for name in ("arguments", "request.json"):
             (folder / name).touch(mode=0o600)  # the request holds the values of secrets
         (folder / "arguments").write_bytes(spec.arguments)
+        kept = [str(folder / "arguments"), spec.server_url.removeprefix("unix://")]
         request = {
             "task_id": spec.task_id,
-            "folder": str(folder),
             "environment": dict(spec.environment),
             "server_url": spec.server_url,
-            "files": [[one.path, str(one.host)] for one in spec.files],
+            "files": files,
             "volumes": [{**asdict(one), "host": str(one.host)} for one in spec.volumes],
+            "hidden": {str(one): [path for path in kept if Path(path).is_relative_to(one)] for one in self._hidden},
             "workdir": spec.workdir,
             "packages": None if spec.packages is None else sorted(spec.packages),
             "image_id": spec.image_id,
             "environment_name": spec.environment_name,
         }
         (folder / "request.json").write_text(json.dumps(request))
+
+    async def _send(self, message: dict[str, str], descriptors: list[int]) -> None:
+        if self._socket is None:
+            raise EngineError("the launcher is not started")
         loop = asyncio.get_running_loop()
-        pipes = [os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)]
-        started: asyncio.Future[int] = loop.create_future()
-        self._started[spec.task_id] = started
-        message = json.dumps({"task_id": spec.task_id, "folder": str(folder)}).encode()
-        socket.send_fds(self._socket, [message], [pipes[0][1], pipes[1][1]])
-        logs = [await _follow(pipes[0][0], lambda data: on_log(1, data))]
-        logs.append(await _follow(pipes[1][0], lambda data: on_log(2, data)))
-        os.close(pipes[0][1])
-        os.close(pipes[1][1])
+        async with self._sending:
+            while True:
+                try:
+                    socket.send_fds(self._socket, [json.dumps(message).encode()], descriptors)
+                except BlockingIOError:
+                    writable = asyncio.Event()
+                    loop.add_writer(self._socket, writable.set)
+                    try:
+                        await writable.wait()
+                    finally:
+                        loop.remove_writer(self._socket)
+                else:
+                    return
+
+    async def _finish(self, container: Container, logs: list[asyncio.Future[None]]) -> None:
+        """Make the end known only when the last log line was read, and the container's folder is gone."""
         try:
-            async with asyncio.timeout(_START_TIMEOUT_S):
-                pid = await started
+            code = await container.ended
+            await asyncio.wait(logs, timeout=2.0)
+            container.gone.set_result(code)
+        except EngineError as error:
+            container.gone.set_exception(error)
         finally:
-            self._started.pop(spec.task_id, None)
-        ended: asyncio.Future[int] = loop.create_future()
-        container = Container(spec.task_id, pid, ended)
-        self._containers[spec.task_id] = container
-        return _with_cleanup(container, logs, folder)
+            self._clean(container.task_id)
+
+    def _clean(self, task_id: str) -> None:
+        self._links.release(task_id)
+        shutil.rmtree(self._folder / task_id, ignore_errors=True)
 
     async def close(self) -> None:
         """Kill every container and the pre-forked process."""
         self._closing = True
-        for container in list(self._containers.values()):
+        leaving = list(self._containers.values())
+        for container in leaving:
             container.kill()
+        if leaving:
+            await asyncio.wait([one.ended for one in leaving], timeout=_END_TIMEOUT_S)
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
             await self._process.wait()
@@ -223,43 +308,10 @@ class Launcher:
             await asyncio.gather(self._reader, return_exceptions=True)
         if self._socket is not None:
             self._socket.close()
-        for container in list(self._containers.values()):
-            if not container.exited.done():
-                container.exited.set_result(-signal.SIGKILL)
-
-
-def _with_cleanup(container: Container, logs: list[asyncio.Future[None]], folder: Path) -> Container:
-    """Make the end known only when the last log line was read, and the container's folder is gone."""
-    raw = container.exited
-    loop = asyncio.get_running_loop()
-    whole: asyncio.Future[int] = loop.create_future()
-
-    async def finish() -> None:
-        try:
-            code = await asyncio.shield(raw)
-            await asyncio.wait(logs, timeout=2.0)
-            for name in ("arguments", "request.json"):
-                (folder / name).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-            whole.set_result(code)
-        except EngineError as error:
-            whole.set_exception(error)
-
-    job = loop.create_task(finish())
-    whole.add_done_callback(lambda _future: job)  # keeps the job alive as long as its future
-    return _Watched(container.task_id, container.pid, raw, whole)
-
-
-@dataclass(slots=True)
-class _Watched(Container):
-    """A container whose `wait` also waits for its logs."""
-
-    whole: asyncio.Future[int] = field(repr=False)
-
-    async def wait(self) -> int:
-        """Wait for its end and its last log line."""
-        return await asyncio.shield(self.whole)
+        for container in leaving:
+            if not container.ended.done():
+                container.ended.set_result(-signal.SIGKILL)
+        await asyncio.gather(*self._jobs)
 
 
 class _LogReader(asyncio.Protocol):

@@ -162,8 +162,9 @@ class Scheduler:
         """One container's whole life."""
         code: int | None = None
         try:
-            task.door = self._open_door(task)
-            await task.door.start(path=self._door_path(task))
+            door = self._open_door(task)
+            await door.start(path=self._door_path(task))
+            task.door = door
             Path(self._door_path(task)).chmod(0o600)
             spec = self._compose(task, function)
             task.started_at = time.time()

@@ -1,70 +1,77 @@
 """The pre-forked process: it has imported Modal's container runtime, and forks containers on request.
 
-Started by `launcher.py` as ``python -m gpuserve.engine.workers.zygote FD ENGINE_PID``. It has one
-thread, holds none of the engine's descriptors but its socket, and dies with the engine.
+Started by `launcher.py` as ``python -m gpuserve.engine.workers.zygote FD ENGINE_PID FOLDER ISOLATION``.
+It has one thread, holds none of the engine's descriptors but its socket, and dies with the engine.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import select
 import signal
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 
 from gpuserve.engine.protocol import container_runtime
 from gpuserve.engine.workers.container_main import become_container
-from gpuserve.engine.workers.import_guard import installed_modules
-from gpuserve.engine.workers.namespaces import isolation_here
+from gpuserve.engine.workers.import_guard import installed
+from gpuserve.engine.workers.namespaces import Isolation, isolation_here
+from gpuserve.engine.workers.process_tree import descendants
+from gpuserve.engine.workers.warden import Warden, die_with_parent, keep_orphans
+from gpuserve.exceptions import EngineError
 
 __all__ = ["main"]
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
 
-
-def main(control: socket.socket, engine_pid: int) -> None:
+def main(control: socket.socket, engine_pid: int, folder: Path, wanted: str) -> None:
     """Serve requests until the engine is gone."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    die_with_parent()
+    keep_orphans()
     if os.getppid() != engine_pid:
         return
     wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
-    signal.set_wakeup_fd(wake_write)
-    tasks: dict[int, str] = {}
     runtime = container_runtime()
-    installed_modules()  # read now, so that no container has to
-    control.send(json.dumps({"ready": isolation_here()}).encode())
+    installed()  # read now, so that no container has to
+    try:
+        isolation = isolation_here(folder, wanted)
+    except EngineError as error:
+        control.send(json.dumps({"refused": str(error)}).encode())
+        return
+    signal.set_wakeup_fd(wake_write)
+    lifeline, held = os.pipe2(os.O_CLOEXEC)  # its other end closes when this process ends
+    wardens: dict[int, str] = {}
+    about = {"ready": str(isolation), "mounts": isolation.mounts, "pids": isolation.pids}
+    control.send(json.dumps(about).encode())
     while True:
         readable, _, _ = select.select([control.fileno(), wake_read], [], [])
         if wake_read in readable:
             os.read(wake_read, 4096)
-            _report_exits(control, tasks)
+            _reap(control, wardens, isolation)
         if control.fileno() in readable:
             message, descriptors, _flags, _address = socket.recv_fds(control, 65536, 2)
             if not message:
                 return
-            request = json.loads(message)
-            pid = os.fork()
+            task_id = json.loads(message)["task_id"]
+            pid = isolation.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                control.close()
-                os.close(wake_read)
-                os.close(wake_write)
-                become_container(runtime, Path(request["folder"]), descriptors)
+                for inherited in (held, wake_read, wake_write):
+                    os.close(inherited)
+                place = folder / task_id
+                main_of_it = partial(become_container, runtime, isolation, place)
+                Warden(isolation, place, (descriptors[0], descriptors[1]), control, lifeline, main_of_it).run()
             for descriptor in descriptors:
                 os.close(descriptor)
-            tasks[pid] = request["task_id"]
-            control.send(json.dumps({"task_id": request["task_id"], "pid": pid}).encode())
+            wardens[pid] = task_id
+            control.send(json.dumps({"task_id": task_id, "pid": pid}).encode())
 
 
-def _report_exits(control: socket.socket, tasks: dict[int, str]) -> None:
+def _reap(control: socket.socket, wardens: dict[int, str], isolation: Isolation) -> None:
+    """Tell which containers' first processes have ended; those that could have told it themselves."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -72,11 +79,26 @@ def _report_exits(control: socket.socket, tasks: dict[int, str]) -> None:
             return
         if pid == 0:
             return
-        task_id = tasks.pop(pid, None)  # a grandchild that was left to us has none
-        if task_id is not None:
-            event = {"task_id": task_id, "exit": os.waitstatus_to_exitcode(status)}
-            control.send(json.dumps(event).encode())
+        task_id = wardens.pop(pid, None)
+        if task_id is None:
+            continue
+        if not isolation.pids:
+            _end_orphans(set(wardens))
+        event = {"task_id": task_id, "exit": os.waitstatus_to_exitcode(status)}
+        control.send(json.dumps(event).encode())
+
+
+def _end_orphans(wardens: set[int]) -> None:
+    """Kill what a container's first process left behind when it was itself killed."""
+    kept = set(wardens)
+    for warden in wardens:
+        kept |= descendants(warden)
+    for pid in descendants(os.getpid()) - kept:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
 
 
 if __name__ == "__main__":
-    main(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
+    main(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
