@@ -10,7 +10,6 @@ import secrets
 import shutil
 import sqlite3
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ from gpuserve.engine.state.streams import Streams
 from gpuserve.engine.state_file import explained
 from gpuserve.engine.store import Store
 from gpuserve.engine.workers.assembly import Assembly
-from gpuserve.engine.workers.host_image import check_image, importable, plan_image
+from gpuserve.engine.workers.host_image import importable
 from gpuserve.engine.workers.ingress import Ingress, Target
 from gpuserve.engine.workers.launcher import Launcher
 from gpuserve.engine.workers.objects_http import ObjectServer
@@ -100,16 +99,18 @@ class Core:
     def _build(self, *, strict: bool) -> None:
         store, home = self.store, self.home
         self.secrets = SecretService(store)
-        self.mounts = MountService(store, home / "mounts")
-        self.volumes = VolumeService(store, home / "volumes", self._object_server)
         self.blobs = BlobService(home / "blobs", self._object_server)
+        self.mounts = MountService(store, home / "mounts", self.blobs.file)
+        self.volumes = VolumeService(store, home / "volumes", self._object_server, self.mounts.host_file)
+        images = ImageService(self.registry, self.mounts, strict=strict)
         assembly = Assembly(
             registry=self.registry,
             layout=lambda app_id: self.apps.layout(self.registry.apps[app_id]),
             secrets=self.secrets.environment_of,
             mounted=self.mounts.files,
             volume_folder=self.volumes.host_folder,
-            plan=plan_image,
+            volume_metadata=self.volumes.metadata,
+            plan=images.plan,
             importable=importable,
             door_url=lambda task: f"unix://{self._door_path(task)}",
         )
@@ -137,7 +138,7 @@ class Core:
             functions,
             self.call_service,
             ContainerService(self.registry, self.calls, self.scheduler),
-            ImageService(self.registry, _judge, strict=strict),
+            images,
             self.secrets,
             DictService(store),
             QueueService(store),
@@ -288,10 +289,3 @@ class Core:
         await self.launcher.close()
         self.store.close()
         shutil.rmtree(self.run_folder, ignore_errors=True)
-
-
-def _judge(layers: list[api_pb2.Image]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    plan = plan_image(layers)
-    installed = {one.name.lower().replace("_", "-"): one.version for one in metadata.distributions()}
-    notes = tuple(f"not done in host mode: {line}" for line in plan.not_done)
-    return check_image(plan, installed), notes

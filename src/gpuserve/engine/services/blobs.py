@@ -10,6 +10,7 @@ from gpuserve.engine.protocol import api_pb2
 from gpuserve.engine.rpc import Caller, refuse
 from gpuserve.engine.state.ids import new_id
 from gpuserve.engine.workers.objects_http import ObjectServer
+from gpuserve.exceptions import EngineError
 
 __all__ = ["BlobService"]
 
@@ -36,5 +37,16 @@ class BlobService:
         return api_pb2.BlobGetResponse(download_url=self._server.get_url(request.blob_id))
 
     def read(self, blob_id: str) -> bytes:
-        """A blob's bytes, for the ingress and for mounts."""
-        return self._server.path(blob_id).read_bytes()
+        """A blob's bytes, for the ingress."""
+        return self.file(blob_id).read_bytes()
+
+    def file(self, blob_id: str) -> Path:
+        """Where a blob's bytes lie, once they are here.
+
+        Raises:
+            GRPCError: If *blob_id* is no id of a blob.
+        """
+        try:
+            return self._server.path(blob_id)
+        except EngineError as error:
+            refuse(Status.INVALID_ARGUMENT, str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass
 
@@ -89,6 +90,16 @@ class NamedObjects:
             (made.id, self._kind, environment, name, app_id, made.created_at, body),
         )
         return made
+
+    def keep_body(self, body: bytes) -> str:
+        """The id of a nameless object that nobody owns, and that all who keep the same body share."""
+        kept = f"{self._prefix}-{hashlib.sha256(body).hexdigest()[:22]}"
+        self._store.execute(
+            "INSERT OR IGNORE INTO objects (id, kind, environment, name, app_id, created_at, body)"
+            " VALUES (?, ?, ?, '', '', ?, ?)",
+            (kept, self._kind, DEFAULT_ENVIRONMENT, time.time(), body),
+        )
+        return kept
 
     def set_body(self, object_id: str, body: bytes) -> None:
         """Replace what is kept with an object."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from grpclib import Status
@@ -21,18 +21,21 @@ from gpuserve.engine.workers.objects_http import ObjectServer
 __all__ = ["VolumeService"]
 
 _BLOCK = 8 << 20
+_PAGE = 1000
 _V1, _V2 = api_pb2.VOLUME_FS_VERSION_V1, api_pb2.VOLUME_FS_VERSION_V2
 
 
 class VolumeService:
     """The Volume RPCs of both forms; new volumes are of the second unless asked otherwise."""
 
-    def __init__(self, store: Store, folder: Path, server: ObjectServer) -> None:
-        """Each volume lies in a folder of its own under *folder*."""
+    def __init__(self, store: Store, folder: Path, server: ObjectServer, mounted: Callable[[str], Path]) -> None:
+        """Each volume lies in a folder of its own under *folder*; ``mounted(sha256)`` is a file that was sent."""
         self._objects = NamedObjects(store, "volume", "vo")
         self._folder, self._server = folder, server
-        self._uploads = VolumeUploads(self.inside, server)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        incoming = folder / ".incoming"
+        shutil.rmtree(incoming, ignore_errors=True)  # what an engine that was killed had not finished
+        incoming.mkdir(mode=0o700, parents=True)
+        self._uploads = VolumeUploads(self.inside, incoming, server, mounted)
 
     def host_folder(self, volume_id: str) -> Path:
         """Where a volume's files lie."""
@@ -41,13 +44,21 @@ class VolumeService:
         folder.mkdir(exist_ok=True)
         return folder
 
-    def inside(self, volume_id: str, path: str) -> Path:
-        """A path of a volume on the host; refused when it leads out of it, links included."""
+    def inside(self, volume_id: str, path: str, *, follow: bool = True) -> Path:
+        """A path of a volume on the host; refused when it leads out of it, links included.
+
+        Without *follow*, a link at the path itself is meant, and not what it points to.
+        """
         root = self.host_folder(volume_id).resolve()
-        found = (root / path.lstrip("/")).resolve()
+        asked = root / path.lstrip("/")
+        found = asked.resolve() if follow or asked.name in {"", ".."} else asked.parent.resolve() / asked.name
         if not found.is_relative_to(root):
             refuse(Status.INVALID_ARGUMENT, f"the path {path!r} leads out of the volume")
         return found
+
+    def metadata(self, volume_id: str) -> api_pb2.VolumeMetadata:
+        """What a handle of a volume says of it."""
+        return self._metadata(self._objects.get(volume_id))
 
     def _metadata(self, one: NamedObject) -> api_pb2.VolumeMetadata:
         version = _V1 if one.body == b"1" else _V2
@@ -124,21 +135,23 @@ class VolumeService:
         if not start.is_dir():
             return [_entry(root, start)]
         found = start.rglob("*") if recursive else start.iterdir()
-        return [_entry(root, one) for one in sorted(found) if not one.name.endswith(".tmp")]
+        return [_entry(root, one) for one in sorted(found)]
 
     async def VolumeListFiles(
         self, request: api_pb2.VolumeListFilesRequest, _caller: Caller
     ) -> AsyncIterator[api_pb2.VolumeListFilesResponse]:
         """The files under a path."""
         entries = self._entries(request.volume_id, request.path, recursive=request.recursive)
-        yield api_pb2.VolumeListFilesResponse(entries=entries[: request.max_entries or None])
+        for some in _pages(entries[: request.max_entries or None]):
+            yield api_pb2.VolumeListFilesResponse(entries=some)
 
     async def VolumeListFiles2(
         self, request: api_pb2.VolumeListFiles2Request, _caller: Caller
     ) -> AsyncIterator[api_pb2.VolumeListFiles2Response]:
         """The files under a path."""
         entries = self._entries(request.volume_id, request.path, recursive=request.recursive)
-        yield api_pb2.VolumeListFiles2Response(entries=entries[: request.max_entries or None])
+        for some in _pages(entries[: request.max_entries or None]):
+            yield api_pb2.VolumeListFiles2Response(entries=some)
 
     async def VolumeGetFile2(
         self, request: api_pb2.VolumeGetFile2Request, _caller: Caller
@@ -160,16 +173,18 @@ class VolumeService:
 
     def VolumeRemoveFile2(self, request: api_pb2.VolumeRemoveFile2Request, _caller: Caller) -> Empty:
         """Remove a file, or a directory with all in it."""
-        path = self.inside(request.volume_id, request.path)
-        if not path.exists():
+        path = self.inside(request.volume_id, request.path, follow=False)
+        if not path.exists() and not path.is_symlink():
             refuse(Status.NOT_FOUND, f"{request.path} does not exist in this volume")
-        if path.is_dir():
-            if not request.recursive:
-                refuse(Status.INVALID_ARGUMENT, f"{request.path} is a directory: remove it recursively")
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-        sync_folder(path.parent)
+        is_root = path == self.host_folder(request.volume_id).resolve()
+        if _is_folder(path) and not request.recursive:
+            refuse(Status.INVALID_ARGUMENT, f"{request.path} is a directory: remove it recursively")
+        for one in path.iterdir() if is_root else [path]:  # the volume itself is mounted, and stays
+            if _is_folder(one):
+                shutil.rmtree(one)
+            else:
+                one.unlink()
+        sync_folder(path if is_root else path.parent)
         return Empty()
 
     def VolumeRemoveFile(self, request: api_pb2.VolumeRemoveFileRequest, caller: Caller) -> Empty:
@@ -206,6 +221,19 @@ class VolumeService:
     ) -> api_pb2.VolumePutFiles2Response:
         """Put files together from uploaded blocks, or say which blocks are missing."""
         return self._uploads.put(request)
+
+    def VolumePutFiles(self, request: api_pb2.VolumePutFilesRequest, _caller: Caller) -> Empty:
+        """Place files that were sent whole; volumes of the first form are written so."""
+        self._uploads.put_whole(request)
+        return Empty()
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _pages(entries: list[api_pb2.FileEntry]) -> list[list[api_pb2.FileEntry]]:
+    return [entries[at : at + _PAGE] for at in range(0, len(entries), _PAGE)]
 
 
 def _entry(root: Path, path: Path) -> api_pb2.FileEntry:

@@ -12,6 +12,7 @@ from gpuserve.engine.state.registry import Function, Registry
 from gpuserve.engine.workers.host_image import ImagePlan
 from gpuserve.engine.workers.launcher import ContainerSpec, SourceFile, VolumeBind
 from gpuserve.engine.workers.tasks import Task
+from gpuserve.exceptions import EngineError
 
 __all__ = ["Assembly", "MountedFile"]
 
@@ -41,7 +42,8 @@ class Assembly:
     secrets: Callable[[Iterable[str]], Mapping[str, str]]
     mounted: Callable[[Iterable[str]], Iterable[MountedFile]]
     volume_folder: Callable[[str], Path]
-    plan: Callable[[list[api_pb2.Image]], ImagePlan]
+    volume_metadata: Callable[[str], api_pb2.VolumeMetadata]
+    plan: Callable[[str], ImagePlan]
     importable: Callable[[ImagePlan], frozenset[str] | None]
     door_url: Callable[[Task], str]
 
@@ -49,20 +51,21 @@ class Assembly:
         """Everything for one container of *function*."""
         definition = function.definition
         app = self.registry.apps[function.app_id]
-        layers = self.registry.image_layers(definition.image_id)
-        plan = self.plan(layers)
-        mount_ids = [*definition.mount_ids, *(one.context_mount_id for one in layers if one.context_mount_id)]
-        files = [SourceFile(path=_absolute(one.path), host=one.host, mode=one.mode) for one in self.mounted(mount_ids)]
+        plan = self.plan(definition.image_id)
+        files = {path: SourceFile(path, one.host, one.mode) for path, one in plan.files.items()}
+        for one in self.mounted(definition.mount_ids):
+            path = _absolute(one.path)
+            files[path] = SourceFile(path, one.host, one.mode)
         environment = {**plan.env, **self.secrets(definition.secret_ids)}
         return ContainerSpec(
             task_id=task.id,
             arguments=self._arguments(task, function).SerializeToString(),
             environment=environment,
             server_url=self.door_url(task),
-            files=tuple(files),
+            files=tuple(files.values()),
             volumes=tuple(self._bind(mount) for mount in definition.volume_mounts),
             workdir=plan.workdir,
-            packages=self.importable(plan) if layers else None,
+            packages=self.importable(plan) if definition.image_id else None,
             image_id=definition.image_id,
             environment_name=app.environment,
         )
@@ -72,7 +75,9 @@ class Assembly:
         if mount.HasField("sub_path") and mount.sub_path:
             inner = (folder / mount.sub_path.lstrip("/")).resolve()
             if not inner.is_relative_to(folder.resolve()):
-                inner = folder
+                raise EngineError(
+                    f"the sub_path {mount.sub_path!r} of the volume at {mount.mount_path} leads out of it"
+                )
             inner.mkdir(parents=True, exist_ok=True)
             folder = inner
         return VolumeBind(path=mount.mount_path, host=folder, read_only=mount.read_only)
@@ -103,7 +108,7 @@ class Assembly:
     def _object(self, object_id: str) -> api_pb2.Object:
         found = api_pb2.Object(object_id=object_id)
         if object_id.startswith("vo-"):
-            found.volume_metadata.CopyFrom(api_pb2.VolumeMetadata(version=api_pb2.VOLUME_FS_VERSION_V2))
+            found.volume_metadata.CopyFrom(self.volume_metadata(object_id))
         return found
 
 

@@ -164,6 +164,7 @@ def _run(runtime: ContainerRuntime, arguments: Path) -> int:
 
 def leave(code: int) -> NoReturn:
     """End as an interpreter would, but not later than the time allowed for what lingers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is leaving already
     deadline = time.monotonic() + _LINGER_S
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:

@@ -56,12 +56,14 @@ class Hidden:
     Attributes:
         modules: Dotted names, and the requirement that would bring each.
         distributions: Normalised names whose metadata is not found either.
+        places: Where this interpreter keeps what is installed.
         folders: Entries of the path that are only this machine's.
         finders: Modules whose import hooks serve editable installs.
     """
 
     modules: dict[str, str]
     distributions: list[str]
+    places: list[str]
     folders: list[str]
     finders: list[str]
 
@@ -118,25 +120,28 @@ def hidden_from(brought: Collection[str]) -> Hidden:
         if module not in shown and module not in sys.modules
     }
     shown_folders = {folder for one in kept for folder in one.folders}
-    folders = [entry for entry in sys.path if _is_borrowed(entry) and os.path.realpath(entry) not in shown_folders]
+    entries = {entry: os.path.realpath(entry) for entry in sys.path if Path(entry).is_dir()}
+    places = {*_standard_places(), *(real for real in entries.values() if _has_distributions(real))}
+    folders = [entry for entry, real in entries.items() if not _is_within(real, places) and real not in shown_folders]
     finders = [finder for one in others for finder in one.finders]
-    return Hidden(modules, [normalised(one.name) for one in others], folders, finders)
+    names_of_others = [normalised(one.name) for one in others]
+    return Hidden(modules, names_of_others, sorted(places), folders, finders)
 
 
 @functools.cache
-def _own_places() -> tuple[str, ...]:
+def _standard_places() -> tuple[str, ...]:
     """Where this interpreter keeps the standard library and what was installed into it."""
     paths = sysconfig.get_paths()
     found = [paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")]
     return tuple(os.path.realpath(one) for one in [*found, *site.getsitepackages(), site.getusersitepackages()])
 
 
-def _is_borrowed(entry: str) -> bool:
-    """Whether an entry of the path is a folder that only this machine's settings put there."""
-    real = os.path.realpath(entry)
-    if not Path(real).is_dir() or any(real == one or real.startswith(f"{one}{os.sep}") for one in _own_places()):
-        return False
-    return not any(one.suffix in {".dist-info", ".egg-info"} for one in Path(real).iterdir())
+def _has_distributions(folder: str) -> bool:
+    return any(one.suffix in {".dist-info", ".egg-info"} for one in Path(folder).iterdir())
+
+
+def _is_within(path: str, places: Iterable[str]) -> bool:
+    return any(path == one or path.startswith(f"{one}{os.sep}") for one in places)
 
 
 class _Filtered:
@@ -153,7 +158,10 @@ class _Filtered:
             return found
         if self._finder is not PathFinder:
             return None
-        elsewhere = [entry for entry in (sys.path if path is None else path) if not _is_own(entry)]
+        places = self._hidden.places
+        elsewhere = [
+            one for one in (sys.path if path is None else path) if not _is_within(os.path.realpath(one), places)
+        ]
         return PathFinder.find_spec(fullname, elsewhere, target)
 
     def find_distributions(self, *arguments: Any, **options: Any) -> Iterator[importlib.metadata.Distribution]:
@@ -192,11 +200,6 @@ def _requirement(hidden: Hidden, fullname: str) -> str | None:
         if found is not None:
             return found
     return None
-
-
-def _is_own(entry: str) -> bool:
-    real = os.path.realpath(entry)
-    return any(real == one or real.startswith(f"{one}{os.sep}") for one in _own_places())
 
 
 def _only_looks() -> bool:

@@ -6,8 +6,10 @@ engine's process can make.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
+import os
 import re
 import secrets
 from collections.abc import AsyncIterator
@@ -15,14 +17,15 @@ from pathlib import Path
 
 from aiohttp import web
 
-from gpuserve.engine.workers.durable_files import write_durably
+from gpuserve.engine.workers.durable_files import place_file
 from gpuserve.exceptions import EngineError
 
 __all__ = ["ObjectServer"]
 
 _NAME = re.compile(r"[A-Za-z0-9-]{1,80}")
-_MOST_BYTES = 8 << 30
 _PIECE = 1 << 20
+# At 8 MiB each these are 800 GiB that wait to be fetched.
+_MOST_RANGES = 100_000
 
 
 class ObjectServer:
@@ -39,7 +42,7 @@ class ObjectServer:
 
     async def start(self) -> None:
         """Listen on a free loopback port."""
-        app = web.Application(client_max_size=_MOST_BYTES)
+        app = web.Application()
         app.router.add_put("/o/{name}/{signature}", self._put)
         app.router.add_get("/o/{name}/{signature}", self._get)
         app.router.add_get("/r/{name}", self._get_range)
@@ -76,9 +79,11 @@ class ObjectServer:
         return f"{self._base}/o/{name}/{self._sign('GET', name)}"
 
     def range_url(self, path: Path, start: int, length: int) -> str:
-        """Where to fetch a stretch of a file; good for this process's life."""
+        """Where to fetch a stretch of a file; good for this process's life, or until many more were asked for."""
         name = secrets.token_hex(32)
         self._ranges[name] = (path, start, length)
+        while len(self._ranges) > _MOST_RANGES:
+            del self._ranges[next(iter(self._ranges))]
         return f"{self._base}/r/{name}"
 
     def _checked(self, request: web.Request) -> Path:
@@ -89,11 +94,20 @@ class ObjectServer:
 
     async def _put(self, request: web.Request) -> web.Response:
         path = self._checked(request)
-        body = await request.read()
-        write_durably(path, body, 0o600)
-        digest = hashlib.md5(body, usedforsecurity=False).hexdigest()
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+        digest = hashlib.md5(usedforsecurity=False)
+        try:
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                async for piece in request.content.iter_chunked(_PIECE):
+                    file.write(piece)
+                    digest.update(piece)
+                file.flush()
+                await asyncio.to_thread(os.fsync, file.fileno())
+            await asyncio.to_thread(place_file, temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
         # a volume block is told apart by what its upload answered
-        return web.Response(text=path.name, headers={"ETag": f'"{digest}"'})
+        return web.Response(text=path.name, headers={"ETag": f'"{digest.hexdigest()}"'})
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
         path = self._checked(request)
