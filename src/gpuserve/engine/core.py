@@ -29,6 +29,7 @@ from gpuserve.engine.services.functions import FunctionService
 from gpuserve.engine.services.images import ImageService
 from gpuserve.engine.services.mounts import MountService
 from gpuserve.engine.services.named import release_app
+from gpuserve.engine.services.proxy_tokens import ProxyTokenService
 from gpuserve.engine.services.queues import QueueService
 from gpuserve.engine.services.secrets import SecretService
 from gpuserve.engine.services.streams import StreamService
@@ -127,7 +128,10 @@ class Core:
         )
         self.call_service = CallService(self.registry, self.calls, self.scheduler, self._completions, self.streams)
         self.web_calls = EngineWebCalls(self.registry, self.calls, self.scheduler, self.call_service, self._completions)
-        self.ingress = Ingress(self.web_calls, self.streams, read_blob=self.blobs.read)
+        proxy_tokens = ProxyTokenService(store)
+        self.ingress = Ingress(
+            self.web_calls, self.web_calls, self.streams, read_blob=self.blobs.read, proxy_tokens=proxy_tokens.accepts
+        )
         self.apps = AppService(
             self.registry, self.scheduler, self.logs, self._stop_app, functools.partial(require_environment, store)
         )
@@ -139,6 +143,7 @@ class Core:
             self.call_service,
             ContainerService(self.registry, self.calls, self.scheduler),
             images,
+            proxy_tokens,
             self.secrets,
             DictService(store),
             QueueService(store),
@@ -175,7 +180,8 @@ class Core:
                 suffix=(webhook.ephemeral_suffix or "dev") if ephemeral else "",
             )
             target = Target(function.id, method, "asgi", requires_proxy_auth=webhook.requires_proxy_auth)
-            function.web_urls[method] = self.ingress.publish(label, target)
+            wanted = function.web_urls.get(method, "")
+            function.web_urls[method] = self.ingress.publish(label, target, wanted)
 
         if definition.webhook_config.type:
             publish("", definition.webhook_config)
@@ -186,7 +192,8 @@ class Core:
             label = label_of(app_name, name, requested="", suffix="dev" if ephemeral else "")
             guarded = not definition.http_config.unauthenticated
             target = Target(function.id, "", "server", requires_proxy_auth=guarded)
-            function.web_urls[""] = self.ingress.publish(label, target)
+            wanted = function.web_urls.get("", "")
+            function.web_urls[""] = self.ingress.publish(label, target, wanted)
 
     async def _stop_app(self, app: App) -> None:
         app.state = api_pb2.APP_STATE_STOPPING
@@ -213,6 +220,7 @@ class Core:
             app = self.registry.apps.get(function.app_id)
             if app is not None and app.is_deployed and not function.base_id:
                 self._publish(app, function)
+                self.registry.save_function(function)
         await self._listen()
         self.scheduler.start()
         job = asyncio.ensure_future(self._watch_clients())

@@ -93,9 +93,9 @@ NOT_BUILT = (
         EnvironmentGetBudget EnvironmentGetManaged EnvironmentGetRoles EnvironmentRoleSet
         EnvironmentSetBudget EnvironmentSetDefaultMemberRole EnvironmentSetManaged FunctionGetFlashAuthToken
         ServiceUserCreate ServiceUserDelete ServiceUserInfo ServiceUserList TokenDelete TokenDisable
-        TokenEnable TokenFlowCreate TokenFlowWait TokensList UserGroupEnvironmentSet WebhookTokenCreate
-        WebhookTokenDelete WebhookTokenEnvironmentAdd WebhookTokenEnvironmentList
-        WebhookTokenEnvironmentRemove WebhookTokenList WebhookTokenListForEnvironment WebhookTokenUpdate
+        TokenEnable TokenFlowCreate TokenFlowWait TokensList UserGroupEnvironmentSet
+        WebhookTokenEnvironmentAdd WebhookTokenEnvironmentList
+        WebhookTokenEnvironmentRemove
         WorkspaceBillingRates WorkspaceBillingReport WorkspaceBillingSummary WorkspaceDashboardUrlGet
         WorkspaceMembersList WorkspaceSetDefaultEnvironment WorkspaceSetDefaultEnvironmentSettings
         WorkspaceSetImageBuilderVersion WorkspaceSettings

@@ -32,9 +32,10 @@ class VolumeService:
         """Each volume lies in a folder of its own under *folder*; ``mounted(sha256)`` is a file that was sent."""
         self._objects = NamedObjects(store, "volume", "vo")
         self._folder, self._server = folder, server
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         incoming = folder / ".incoming"
         shutil.rmtree(incoming, ignore_errors=True)  # what an engine that was killed had not finished
-        incoming.mkdir(mode=0o700, parents=True)
+        incoming.mkdir(mode=0o700)
         self._uploads = VolumeUploads(self.inside, incoming, server, mounted)
 
     def host_folder(self, volume_id: str) -> Path:

@@ -1,180 +1,140 @@
-"""One HTTP request as a call: the body goes in as chunks, the response comes out as chunks."""
+"""HTTP requests of ASGI endpoints: the body goes in as chunks, the response comes out as chunks."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable
-from typing import Any, Protocol
+from dataclasses import dataclass
 
-import aiohttp
-import cbor2
 from aiohttp import web
 
 from gpuserve.engine.protocol import api_pb2
-from gpuserve.engine.state.streams import Streams
+from gpuserve.engine.workers.exchange import Exchange, Exchanges
+from gpuserve.engine.workers.web_scope import HOP_HEADERS, scope_of, target_of
 from gpuserve.exceptions import EngineError
 
-__all__ = ["AsgiBridge", "WebCalls"]
+__all__ = ["RESULT_PARAMETER", "AsgiBridge", "problem"]
 
-# Source: Modal ends its own wait after 150 s (with a redirect to a page for the result).
-_FIRST_BYTE_S = 150.0
 _PIECE = 1 << 20
-_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "proxy-connection"}
-_DROPPED = {"modal-key", "modal-secret", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "forwarded"}
+# Source: modal.com/docs/guide/webhook-timeouts: after 150 s a redirect to the place of the result.
+FIRST_BYTE_S = 150.0
+RESULT_PARAMETER = "__modal_function_call_id"
+# How long a result that nobody has fetched is kept. Source: our choice.
+_UNFETCHED_S = 600.0
 
 
-class WebCalls(Protocol):
-    """What the ingress needs of the engine."""
+@dataclass(slots=True)
+class _Parked:
+    """An exchange whose client was sent to fetch the answer elsewhere, and its first message."""
 
-    async def start(self, function_id: str, method_name: str, args: bytes) -> str:
-        """Queue one request; return its call's id."""
-
-    async def result(self, function_call_id: str) -> api_pb2.GenericResult:
-        """Wait for the call's result."""
-
-    def cancel(self, function_call_id: str) -> None:
-        """Nobody waits any more."""
-
-    async def server_address(self, function_id: str) -> tuple[str, int]:
-        """Wait for a server's port."""
+    exchange: Exchange
+    function_id: str
+    first: asyncio.Future[api_pb2.Asgi | None]
 
 
 class AsgiBridge:
     """Turns requests into calls and chunks into responses."""
 
-    def __init__(self, web_calls: WebCalls, streams: Streams, read_blob: Callable[[str], bytes]) -> None:
+    def __init__(self, exchanges: Exchanges) -> None:
         """Keep the collaborators."""
-        self._calls, self._streams, self._read_blob = web_calls, streams, read_blob
-        self._session: aiohttp.ClientSession | None = None
-
-    async def close(self) -> None:
-        """Close the connections to servers."""
-        if self._session is not None:
-            await self._session.close()
+        self._exchanges = exchanges
+        self._parked: dict[str, _Parked] = {}
+        self.first_byte_s = FIRST_BYTE_S
 
     async def handle(self, function_id: str, method_name: str, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request of an ASGI endpoint."""
-        scope = _scope(request)
+        parked = self._parked.pop(request.query.get(RESULT_PARAMETER, ""), None)
+        if parked is not None and parked.function_id == function_id:
+            return await self._answer(parked.exchange, function_id, request, parked.first, None)
         try:
-            call_id = await self._calls.start(function_id, method_name, cbor2.dumps([[scope], {}]))
+            exchange = await self._exchanges.begin(function_id, method_name, scope_of(request, "http"))
         except EngineError as error:
-            return _problem(503, "unavailable", str(error))
-        result = asyncio.ensure_future(self._calls.result(call_id))
-        body = asyncio.ensure_future(self._send_body(call_id, request))
-        try:
-            return await self._respond(call_id, request, result)
-        except (asyncio.CancelledError, ConnectionError):
-            gone = api_pb2.Asgi(http_disconnect=api_pb2.Asgi.HttpDisconnect())
-            self._put_in(call_id, gone)
-            self._calls.cancel(call_id)
-            raise
-        finally:
-            body.cancel()
-            if not result.done():
-                self._calls.cancel(call_id)
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([result, body], timeout=5)
-            self._streams.drop(call_id)
+            return problem(503, "unavailable", str(error))
+        if request.headers.get("Expect", "").lower() == "100-continue":
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = asyncio.ensure_future(_send_body(exchange, request))
+        first = asyncio.ensure_future(_next(exchange))
+        return await self._answer(exchange, function_id, request, first, body)
 
-    def _put_in(self, call_id: str, message: api_pb2.Asgi) -> None:
-        chunk = api_pb2.DataChunk(data_format=api_pb2.DATA_FORMAT_ASGI, data=message.SerializeToString())
-        self._streams.data_in(call_id).put(chunk)
-
-    async def _send_body(self, call_id: str, request: web.BaseRequest) -> None:
-        async for piece in request.content.iter_chunked(_PIECE):
-            self._put_in(call_id, api_pb2.Asgi(http_request=api_pb2.Asgi.HttpRequest(body=piece, more_body=True)))
-            await self._streams.data_in(call_id).drained()
-        # always one more, also for an empty body: the container waits 5 s for its first message
-        self._put_in(call_id, api_pb2.Asgi(http_request=api_pb2.Asgi.HttpRequest(body=b"", more_body=False)))
-
-    async def _messages(self, call_id: str) -> AsyncIterator[api_pb2.Asgi]:
-        async for chunk in self._streams.data_out(call_id).read(0):
-            data = self._read_blob(chunk.data_blob_id) if chunk.data_blob_id else chunk.data
-            yield api_pb2.Asgi.FromString(data)
-
-    async def _respond(
-        self, call_id: str, request: web.BaseRequest, result: asyncio.Future[api_pb2.GenericResult]
+    async def _answer(
+        self,
+        exchange: Exchange,
+        function_id: str,
+        request: web.BaseRequest,
+        first: asyncio.Future[api_pb2.Asgi | None],
+        body: asyncio.Future[None] | None,
     ) -> web.StreamResponse:
-        messages = self._messages(call_id)
+        kept = False
+        whole = False
         try:
-            async with asyncio.timeout(_FIRST_BYTE_S):
-                first = await anext(messages, None)
-        except TimeoutError:
-            return _problem(504, "timeout", f"no answer within {_FIRST_BYTE_S:.0f} s")
-        if first is None or not first.HasField("http_response_start"):
-            ended = await result
-            failed = ended.status != api_pb2.GenericResult.GENERIC_STATUS_SUCCESS
-            return _problem(500 if failed else 502, "failed", "the endpoint failed before it answered")
-        start = first.http_response_start
-        response = web.StreamResponse(status=start.status)
-        names = [bytes(one).decode("latin-1") for one in start.headers[0::2]]
-        values = [bytes(one).decode("latin-1") for one in start.headers[1::2]]
-        for name, value in zip(names, values, strict=True):
-            if name.lower() == "content-length":
-                response.content_length = int(value)
-            elif name.lower() not in _HOP:
-                response.headers.add(name, value)
-        await response.prepare(request)
-        async for message in messages:
-            part = message.http_response_body
-            if part.body:
-                await response.write(part.body)
-            if not part.more_body:
-                await response.write_eof()
-                return response
-        # the app failed midway: a cut connection says so, an ended one would look whole
-        if request.transport is not None:
-            request.transport.abort()
-        return response
+            await asyncio.wait([first], timeout=self.first_byte_s)
+            if not first.done() and (body is None or body.done()):
+                kept = True
+                return self._park(_Parked(exchange, function_id, first), request)
+            response = await _respond(exchange, request, await first)
+            whole = True
+            return response
+        finally:
+            if body is not None:
+                body.cancel()
+            if not kept:
+                ended = exchange.finish() if whole else exchange.leave(http_disconnect=api_pb2.Asgi.HttpDisconnect())
+                self._exchanges.see_to(ended)
 
-    async def proxy(self, function_id: str, request: web.BaseRequest) -> web.StreamResponse:
-        """Pass one request on to an ``@app.server`` container's own port."""
-        try:
-            host, port = await self._calls.server_address(function_id)
-        except EngineError as error:
-            return _problem(503, "unavailable", str(error))
-        if self._session is None:
-            self._session = aiohttp.ClientSession(auto_decompress=False)
-        headers = [(name, value) for name, value in request.headers.items() if name.lower() not in _HOP | _DROPPED]
-        try:
-            async with self._session.request(
-                request.method,
-                f"http://{host}:{port}{request.rel_url}",
-                headers=headers,
-                data=request.content if request.body_exists else None,
-                allow_redirects=False,
-            ) as upstream:
-                response = web.StreamResponse(status=upstream.status)
-                for name, value in upstream.headers.items():
-                    if name.lower() not in _HOP:
-                        response.headers.add(name, value)
-                await response.prepare(request)
-                async for piece in upstream.content.iter_any():
-                    await response.write(piece)
-                await response.write_eof()
-                return response
-        except aiohttp.ClientError:
-            return _problem(502, "bad_gateway", "the server closed the connection")
+    def _park(self, parked: _Parked, request: web.BaseRequest) -> web.Response:
+        """Send the client to the place where it can wait on."""
+        call_id = parked.exchange.call_id
+        self._parked[call_id] = parked
+        asyncio.get_running_loop().call_later(_UNFETCHED_S, self._give_up, call_id)
+        path, query = target_of(request)
+        rest = "&".join(part for part in query.split("&") if part and not part.startswith(f"{RESULT_PARAMETER}="))
+        place = f"{path}?{rest}{'&' if rest else ''}{RESULT_PARAMETER}={call_id}"
+        return web.Response(status=303, headers={"Location": place})
+
+    def _give_up(self, call_id: str) -> None:
+        parked = self._parked.pop(call_id, None)
+        if parked is not None:
+            self._exchanges.see_to(parked.exchange.leave(http_disconnect=api_pb2.Asgi.HttpDisconnect()))
 
 
-def _scope(request: web.BaseRequest) -> dict[str, Any]:
-    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
-    headers = [
-        [name.lower(), value] for name, value in request.raw_headers if name.decode("latin-1").lower() not in _DROPPED
-    ]
-    return {
-        "type": "http",
-        "http_version": f"{request.version.major}.{request.version.minor}",
-        "method": request.method,
-        "scheme": "http",
-        "path": request.rel_url.path,
-        "query_string": request.rel_url.raw_query_string.encode("latin-1"),
-        "headers": headers,
-        "client": list(peer[:2]) if peer else None,
-        "extensions": {"http.response.trailers": {}},
-    }
+async def _send_body(exchange: Exchange, request: web.BaseRequest) -> None:
+    try:
+        async for piece in request.content.iter_chunked(_PIECE):
+            await exchange.say(http_request=api_pb2.Asgi.HttpRequest(body=piece, more_body=True))
+        # always one more, also for an empty body: the container waits 5 s for its first message
+        await exchange.say(http_request=api_pb2.Asgi.HttpRequest(body=b"", more_body=False))
+    except (web.RequestPayloadError, ConnectionError):
+        await exchange.say(http_disconnect=api_pb2.Asgi.HttpDisconnect())  # the body will never be whole
 
 
-def _problem(status: int, code: str, message: str) -> web.Response:
+async def _next(exchange: Exchange) -> api_pb2.Asgi | None:
+    return await anext(exchange.messages, None)
+
+
+async def _respond(exchange: Exchange, request: web.BaseRequest, first: api_pb2.Asgi | None) -> web.StreamResponse:
+    if first is None or not first.HasField("http_response_start"):
+        failed = await exchange.failed()
+        return problem(500 if failed else 502, "failed", "the endpoint failed before it answered")
+    start = first.http_response_start
+    response = web.StreamResponse(status=start.status)
+    for name, value in zip(start.headers[0::2], start.headers[1::2], strict=True):
+        if name.lower() == b"content-length":
+            response.content_length = int(value)
+        elif name.decode("latin-1").lower() not in HOP_HEADERS:
+            response.headers.add(name.decode("latin-1"), value.decode("latin-1"))
+    await response.prepare(request)
+    async for message in exchange.messages:
+        part = message.http_response_body
+        if part.body and request.method != "HEAD":
+            await response.write(part.body)
+        if not part.more_body:
+            await response.write_eof()
+            return response
+    # the app failed midway: a cut connection says so, an ended one would look whole
+    if request.transport is not None:
+        request.transport.abort()
+    return response
+
+
+def problem(status: int, code: str, message: str) -> web.Response:
+    """An answer of the engine's own."""
     return web.json_response({"error": {"type": "engine_error", "code": code, "message": message}}, status=status)

@@ -11,6 +11,7 @@ from gpuserve.engine.protocol import api_pb2
 from gpuserve.engine.state.registry import Function, Registry
 from gpuserve.engine.workers.host_image import ImagePlan
 from gpuserve.engine.workers.launcher import ContainerSpec, SourceFile, VolumeBind
+from gpuserve.engine.workers.server_port import refuse_taken_port
 from gpuserve.engine.workers.tasks import Task
 from gpuserve.exceptions import EngineError
 
@@ -50,6 +51,7 @@ class Assembly:
     def compose(self, task: Task, function: Function) -> ContainerSpec:
         """Everything for one container of *function*."""
         definition = function.definition
+        refuse_taken_port(definition)
         app = self.registry.apps[function.app_id]
         plan = self.plan(definition.image_id)
         files = {path: SourceFile(path, one.host, one.mode) for path, one in plan.files.items()}

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from gpuserve.engine.state.streams import Streams
-from gpuserve.engine.workers.asgi_bridge import AsgiBridge, WebCalls
+from gpuserve.engine.workers.asgi_bridge import AsgiBridge
+from gpuserve.engine.workers.exchange import Exchanges, WebCalls
+from gpuserve.engine.workers.server_proxy import ServerProxy, Servers
+from gpuserve.engine.workers.web_scope import proxy_key_of
+from gpuserve.engine.workers.websocket_bridge import WebsocketBridge
 
 __all__ = ["Ingress", "Target"]
+
+# Source: our choice; long cookies are common, and aiohttp's own limit is 8 KiB.
+_MOST_HEADER_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,27 +53,34 @@ class Ingress:
     def __init__(
         self,
         web_calls: WebCalls,
+        servers: Servers,
         streams: Streams,
         *,
         read_blob: Callable[[str], bytes],
-        proxy_tokens: Callable[[str, str], bool] | None = None,
+        proxy_tokens: Callable[[str, str], bool],
     ) -> None:
         """Start with no endpoint; *proxy_tokens* judges ``Modal-Key`` and ``Modal-Secret``."""
-        self._bridge = AsgiBridge(web_calls, streams, read_blob)
-        self._proxy_tokens = proxy_tokens or (lambda _key, _secret: False)
+        self._exchanges = Exchanges(web_calls, streams, read_blob)
+        self.http = AsgiBridge(self._exchanges)
+        self._websockets = WebsocketBridge(self._exchanges)
+        self._proxy = ServerProxy(servers)
+        self._proxy_tokens = proxy_tokens
         self._endpoints: dict[str, _Endpoint] = {}
         self._jobs: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Nothing to do before the first endpoint."""
 
-    def publish(self, label: str, target: Target) -> str:
-        """Give *target* the address of *label*; the same label keeps its port."""
+    def publish(self, label: str, target: Target, wanted: str = "") -> str:
+        """Give *target* the address of *label*; the same label keeps its port.
+
+        *wanted* is the address that the label had in an earlier engine; it is taken again if it is free.
+        """
         known = self._endpoints.get(label)
         if known is not None:
             known.target = target
             return known.url
-        sock = socket.create_server(("127.0.0.1", 0), backlog=512)
+        sock = _listen(wanted)
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
         endpoint = self._endpoints[label] = _Endpoint(target, url, sock)
         job = asyncio.ensure_future(self._serve(endpoint))
@@ -76,26 +92,24 @@ class Ingress:
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
             return await self._handle(endpoint, request)
 
-        server = web.Server(handle, access_log=None)
+        server = web.Server(handle, access_log=None, handler_cancellation=True, max_field_size=_MOST_HEADER_BYTES)
         endpoint.runner = web.ServerRunner(server)  # type: ignore[assignment]
         await endpoint.runner.setup()  # type: ignore[union-attr]
         await web.SockSite(endpoint.runner, endpoint.sock).start()  # type: ignore[arg-type]
 
     async def _handle(self, endpoint: _Endpoint, request: web.BaseRequest) -> web.StreamResponse:
         port = endpoint.sock.getsockname()[1]
-        if request.headers.get("Host", "") not in {f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}"}:
+        if request.headers.get("Host", "").lower() not in {f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}"}:
             return web.json_response({"error": {"code": "misdirected", "message": "unknown host"}}, status=421)
         target = endpoint.target
-        if target.requires_proxy_auth:
-            key, secret = request.headers.get("Modal-Key", ""), request.headers.get("Modal-Secret", "")
-            if not self._proxy_tokens(key, secret):
-                text = "modal-http: missing credentials for proxy authorization"
-                return web.Response(status=401, text=text)
+        if target.requires_proxy_auth and not self._proxy_tokens(*proxy_key_of(request)):
+            return web.Response(status=401, text="modal-http: missing credentials for proxy authorization")
+        websocket = request.headers.get("Upgrade", "").lower() == "websocket"
         if target.kind == "server":
-            return await self._bridge.proxy(target.function_id, request)
-        if request.headers.get("Upgrade", "").lower() == "websocket":
-            return web.Response(status=501, text="websockets are not served by the local engine yet")
-        return await self._bridge.handle(target.function_id, target.method_name, request)
+            return await self._proxy.handle(target.function_id, request, websocket=websocket)
+        if websocket:
+            return await self._websockets.handle(target.function_id, target.method_name, request)
+        return await self.http.handle(target.function_id, target.method_name, request)
 
     def withdraw(self, url: str) -> None:
         """Close the endpoint at *url*."""
@@ -119,4 +133,13 @@ class Ingress:
         for job in list(self._jobs):
             job.cancel()
         await asyncio.gather(*self._jobs, return_exceptions=True)
-        await self._bridge.close()
+        await self._exchanges.close()
+        await self._proxy.close()
+
+
+def _listen(wanted: str) -> socket.socket:
+    port = urlsplit(wanted).port
+    if port:
+        with contextlib.suppress(OSError):
+            return socket.create_server(("127.0.0.1", port), backlog=512)
+    return socket.create_server(("127.0.0.1", 0), backlog=512)

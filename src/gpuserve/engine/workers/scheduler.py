@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from grpclib.server import Server
@@ -19,6 +20,7 @@ from gpuserve.engine.state.ids import new_id
 from gpuserve.engine.state.logs import Logs
 from gpuserve.engine.state.registry import Function, Registry
 from gpuserve.engine.workers.launcher import ContainerSpec, Launcher
+from gpuserve.engine.workers.server_port import port_of
 from gpuserve.engine.workers.tasks import Pool, Task
 from gpuserve.exceptions import EngineError
 
@@ -88,7 +90,10 @@ class Scheduler:
 
     def scaling(self, function: Function) -> Scaling:
         """The scaling settings in force for *function*."""
-        return scaling_of(function.definition, function.overrides, self._machine_cap)
+        cap = 1 if port_of(function.definition) else self._machine_cap
+        found = scaling_of(function.definition, function.overrides, self._machine_cap)
+        # containers share this machine's ports: a second one could not listen on the same
+        return replace(found, most=min(found.most, cap), least=min(found.least, cap))
 
     # -- inputs ------------------------------------------------------------------------------------
 
@@ -228,6 +233,7 @@ class Scheduler:
         """The user's start-up code failed: everyone who waits gets that error, and starts back off."""
         task.failed_start = True
         pool = self.pool(task.function_id)
+        pool.last_failure = result.exception
         pool.crashes_at_start += 1
         self.fail_queued(task.function_id, result)
         self._back_off(pool)

@@ -55,6 +55,7 @@ class Pool:
     crashes_at_start: int = 0
     not_before: float = 0.0
     server_waiters: int = 0
+    last_failure: str = ""
     started_total: int = 0
     peak: int = 0
 

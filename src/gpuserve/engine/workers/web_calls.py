@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from gpuserve.engine.protocol import api_pb2
 from gpuserve.engine.services.calls import CallService, Completions
@@ -66,8 +68,9 @@ class EngineWebCalls:
         if call is not None and call.unfinished:
             self._scheduler.cancel(call, terminate_containers=False)
 
-    async def server_address(self, function_id: str) -> tuple[str, int]:
-        """Wait until a container of an ``@app.server`` answers on its port."""
+    @asynccontextmanager
+    async def server(self, function_id: str) -> AsyncIterator[str]:
+        """Wait until a container of an ``@app.server`` answers on its port, and keep it for a request's time."""
         function = self._registry.functions.get(function_id)
         if function is None:
             raise EngineError("the app behind this address was stopped")
@@ -75,17 +78,25 @@ class EngineWebCalls:
         pool = self._scheduler.pool(function_id)
         pool.server_waiters += 1
         try:
-            self._scheduler.poke(function_id)
-            give_up = time.monotonic() + (config.startup_timeout or 60)
-            while time.monotonic() < give_up:
-                for task in pool.alive():
-                    if task.ready and await _answers(config.port):
-                        task.idle_since = time.monotonic()
-                        return "127.0.0.1", config.port
-                await asyncio.sleep(_PROBE_EVERY_S)  # noqa: TID251 (a port has no event to wait on)
+            yield f"http://127.0.0.1:{await self._port(function_id, config.port, config.startup_timeout or 60)}"
         finally:
             pool.server_waiters -= 1
-        raise EngineError(f"the server did not listen on port {config.port} within its start-up time-out")
+            for task in pool.alive():
+                task.idle_since = time.monotonic()
+
+    async def _port(self, function_id: str, port: int, timeout_s: float) -> int:
+        pool = self._scheduler.pool(function_id)
+        crashes, pool.last_failure = pool.crashes_at_start, ""
+        self._scheduler.poke(function_id)
+        give_up = time.monotonic() + timeout_s
+        while time.monotonic() < give_up:
+            if any(task.ready for task in pool.alive()) and await _answers(port):
+                return port
+            if pool.crashes_at_start > crashes:
+                why = pool.last_failure or "its process ended; see the app's logs"
+                raise EngineError(f"the server's container failed as it started: {why}")
+            await asyncio.sleep(_PROBE_EVERY_S)  # noqa: TID251 (a port has no event to wait on)
+        raise EngineError(f"the server did not listen on port {port} within its start-up time-out of {timeout_s:.0f} s")
 
 
 async def _answers(port: int) -> bool:
