@@ -7,9 +7,11 @@ import io
 import json
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import aiohttp
@@ -360,3 +362,41 @@ def test_addresses_are_the_same_after_a_restart_and_a_redeployment(tmp_path):
             found.append(modal(engine, "-c", program).strip())
             assert get(found[-1])[:2] == (200, b"1")
     assert found[0] == found[1]
+
+
+def test_a_served_app_has_an_address_of_its_own_that_outlives_each_change(web, tmp_path):
+    source = (
+        "import modal\n"
+        'app = modal.App("Served")\n'
+        'image = modal.Image.debian_slim().pip_install("fastapi")\n'
+        '@app.function(image=image)\n@modal.fastapi_endpoint(label="mine")\ndef hello(): return VERSION\n'
+    )
+
+    def answers(wanted: bytes) -> str:
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            for label, endpoint in list(web.engine.core.ingress._endpoints.items()):
+                if label == "mine-dev" and get(endpoint.url)[1] == wanted:
+                    return endpoint.url
+            time.sleep(0.05)
+        raise AssertionError(f"no endpoint answered {wanted!r}")
+
+    (tmp_path / "app.py").write_text(source.replace("VERSION", "1"))
+    serving = subprocess.Popen(
+        [sys.executable, "-m", "modal", "serve", "app.py"],
+        cwd=tmp_path,
+        env={**os.environ, **web.engine.environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        first = answers(b"1")
+        (tmp_path / "app.py").write_text(source.replace("VERSION", "2"))
+        second = answers(b"2")
+    finally:
+        serving.send_signal(signal.SIGINT)
+        said = serving.communicate(timeout=30)[0].decode()
+    assert first == second
+    assert first in said
+    with pytest.raises(aiohttp.ClientConnectorError):
+        get(first)

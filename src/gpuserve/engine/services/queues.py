@@ -22,7 +22,12 @@ CREATE TABLE IF NOT EXISTS queue_items (
     entry INTEGER PRIMARY KEY AUTOINCREMENT, queue_id TEXT NOT NULL REFERENCES objects (id) ON DELETE CASCADE,
     partition BLOB NOT NULL, value BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS queue_order ON queue_items (queue_id, partition, entry);
+CREATE TABLE IF NOT EXISTS queue_partitions (
+    queue_id TEXT NOT NULL REFERENCES objects (id) ON DELETE CASCADE, partition BLOB NOT NULL,
+    ttl_s REAL NOT NULL, ends_at REAL NOT NULL, PRIMARY KEY (queue_id, partition));
 """
+# Source: modal.com/docs/reference/modal.Queue: a partition that nobody uses for 24 hours is deleted.
+_PARTITION_TTL_S = 86_400
 
 
 class QueueService:
@@ -47,6 +52,34 @@ class QueueService:
         )
         return api_pb2.QueueGetOrCreateResponse(queue_id=one.id, metadata=self._metadata(one))
 
+    def _queue(self, queue_id: str) -> None:
+        """Refuse what is no queue, and delete its partitions that nobody has used for their time."""
+        self._objects.get(queue_id)
+        ended = self._store.query(
+            "SELECT partition FROM queue_partitions WHERE queue_id = ? AND ends_at < ?", (queue_id, time.time())
+        )
+        for (partition,) in ended:
+            with self._store.transaction():
+                for statement in (
+                    "DELETE FROM queue_items WHERE queue_id = ? AND partition = ?",
+                    "DELETE FROM queue_partitions WHERE queue_id = ? AND partition = ?",
+                ):
+                    self._store.execute(statement, (queue_id, partition))
+
+    def _use(self, queue_id: str, partition: bytes, ttl_s: float = 0.0) -> None:
+        """A partition is used: its time begins again, with another length if one is given."""
+        now = time.time()
+        if ttl_s:
+            self._store.execute(
+                "INSERT OR REPLACE INTO queue_partitions (queue_id, partition, ttl_s, ends_at) VALUES (?, ?, ?, ?)",
+                (queue_id, partition, ttl_s, now + ttl_s),
+            )
+        else:
+            self._store.execute(
+                "UPDATE queue_partitions SET ends_at = ? + ttl_s WHERE queue_id = ? AND partition = ?",
+                (now, queue_id, partition),
+            )
+
     def _count(self, queue_id: str, partition: bytes) -> int:
         row = self._store.one(
             "SELECT count(*) FROM queue_items WHERE queue_id = ? AND partition = ?", (queue_id, partition)
@@ -55,7 +88,7 @@ class QueueService:
 
     def QueuePut(self, request: api_pb2.QueuePutRequest, _caller: Caller) -> Empty:
         """Add items at the end of a partition, all or none."""
-        self._objects.get(request.queue_id)
+        self._queue(request.queue_id)
         if self._count(request.queue_id, request.partition_key) + len(request.values) > _MOST_ITEMS:
             refuse(Status.RESOURCE_EXHAUSTED, f"the queue's partition is full: it holds at most {_MOST_ITEMS} items")
         for value in request.values:
@@ -63,6 +96,7 @@ class QueueService:
                 "INSERT INTO queue_items (queue_id, partition, value) VALUES (?, ?, ?)",
                 (request.queue_id, request.partition_key, value),
             )
+        self._use(request.queue_id, request.partition_key, request.partition_ttl_seconds or _PARTITION_TTL_S)
         event = self._added.pop(request.queue_id, None)
         if event is not None:
             event.set()
@@ -83,13 +117,14 @@ class QueueService:
         )
         if rows:
             with self._store.transaction():
+                self._use(request.queue_id, request.partition_key)
                 for entry, _value in rows:
                     self._store.execute("DELETE FROM queue_items WHERE entry = ?", (entry,))
         return [bytes(value) for _entry, value in rows]
 
     async def QueueGet(self, request: api_pb2.QueueGetRequest, _caller: Caller) -> api_pb2.QueueGetResponse:
         """Take up to ``n_values`` items, waiting for the first."""
-        self._objects.get(request.queue_id)
+        self._queue(request.queue_id)
         deadline = time.monotonic() + max(0.0, min(request.timeout, _LONGEST_WAIT_S))
         while True:
             values = self._take(request)
@@ -102,7 +137,7 @@ class QueueService:
         self, request: api_pb2.QueueNextItemsRequest, _caller: Caller
     ) -> api_pb2.QueueNextItemsResponse:
         """Look at items after ``last_entry_id`` without taking them."""
-        self._objects.get(request.queue_id)
+        self._queue(request.queue_id)
         deadline = time.monotonic() + max(0.0, min(request.item_poll_timeout, _LONGEST_WAIT_S))
         after = int(request.last_entry_id or 0)
         while True:
@@ -119,7 +154,7 @@ class QueueService:
 
     async def QueueLen(self, request: api_pb2.QueueLenRequest, _caller: Caller) -> api_pb2.QueueLenResponse:
         """How many items wait in one partition, or in all."""
-        self._objects.get(request.queue_id)
+        self._queue(request.queue_id)
         if not request.total:
             return api_pb2.QueueLenResponse(len=self._count(request.queue_id, request.partition_key))
         row = self._store.one("SELECT count(*) FROM queue_items WHERE queue_id = ?", (request.queue_id,))
