@@ -115,9 +115,7 @@ class LocalEngine:
     async def _open(self) -> None:
         self._stop = asyncio.Event()
         try:
-            self._core = Core(
-                self.home, image_check=self._image_check, port=self._port, isolation=self._isolation
-            )
+            self._core = Core(self.home, image_check=self._image_check, port=self._port, isolation=self._isolation)
         except OSError as error:
             raise unusable(self.home, error) from error
         try:
