@@ -322,7 +322,7 @@ _REPEATABLE = frozenset(
         "MountBatchedCheckExistence", "MountPutFile", "QueueGetById", "QueueHeartbeat", "QueueLen", "QueueList",
         "QueueNextItems", "SecretGetInfo", "SecretList", "TaskCurrentInputs", "TaskGetInfo", "TaskList",
         "TokenInfoGet", "VolumeGetById", "VolumeGetFile", "VolumeGetFile2", "VolumeHeartbeat", "VolumeList",
-        "WorkspaceNameLookup",
+        "WebhookTokenList", "WebhookTokenListForEnvironment", "WorkspaceNameLookup",
     }
 )  # fmt: skip
 

@@ -194,6 +194,39 @@ def volume_put(w):
     return w.case(fields, other, lambda: w.files(ident), lambda: w.write(ident, "a", "later"))
 
 
+def volume_put_whole(w):
+    ident, data = w.volume(), b"one"
+    digest = hashlib.sha256(data).hexdigest()
+    w.call("MountPutFile", sha256_hex=digest, data=data)
+    fields = {"volume_id": ident, "files": [api_pb2.MountFile(filename="a", sha256_hex=digest)]}
+    other = {**fields, "disallow_overwrite_existing_files": True}
+    return w.case(fields, other, lambda: w.files(ident), lambda: w.write(ident, "a", "later"))
+
+
+def tokens(w):
+    return {one.token_id: one.name for one in w.call("WebhookTokenList").tokens}
+
+
+def token_create(w):
+    return w.case({"name": "one"}, {"name": "two"}, lambda: tokens(w))
+
+
+def token_update(w):
+    ident = w.call("WebhookTokenCreate", name="one").token_id
+
+    def between():
+        w.call("WebhookTokenUpdate", token_id=ident, name="later")
+
+    fields = {"token_id": ident, "name": "two"}
+    return w.case(fields, {**fields, "name": "three"}, lambda: tokens(w)[ident], between)
+
+
+def token_delete(w):
+    ident = w.call("WebhookTokenCreate", name="one").token_id
+    other = w.call("WebhookTokenCreate", name="two").token_id
+    return w.case({"token_id": ident}, {"token_id": other}, lambda: tokens(w))
+
+
 def volume_remove(w):
     ident = w.volume(a="1")
     fields = {"volume_id": ident, "path": "a"}
@@ -243,11 +276,15 @@ STORED = {
     "VolumeCopyFiles2": volume_copy,
     "VolumeDelete": volume_delete,
     "VolumeGetOrCreate": get_or_create("volume"),
+    "VolumePutFiles": volume_put_whole,
     "VolumePutFiles2": volume_put,
     "VolumeReload": unchanging,
     "VolumeRemoveFile": volume_remove,
     "VolumeRemoveFile2": volume_remove,
     "VolumeRename": volume_rename,
+    "WebhookTokenCreate": token_create,
+    "WebhookTokenDelete": token_delete,
+    "WebhookTokenUpdate": token_update,
 }
 # They change nothing; that an answer is kept for them is harmless.
 READS = {"AppCountLogs", "AppDeploymentHistory", "AppFetchLogs"}

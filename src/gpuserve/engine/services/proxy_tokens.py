@@ -7,7 +7,6 @@ import hmac
 import secrets
 import time
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from grpclib import Status
 
 from gpuserve.engine.protocol import Empty, api_pb2
@@ -68,8 +67,7 @@ class ProxyTokenService:
         rows = self._store.query("SELECT id, name, created_at FROM proxy_tokens ORDER BY created_at")
         found = api_pb2.WebhookTokenListResponse()
         for token_id, name, created_at in rows:
-            at = Timestamp(seconds=int(created_at))
-            found.tokens.add(token_id=token_id, name=name, created_at=at).created_by.username = "local"
+            found.tokens.add(token_id=token_id, name=name, created_at=created_at).created_by.username = "local"
         return found
 
     async def WebhookTokenListForEnvironment(
