@@ -19,10 +19,12 @@ from gpuserve.engine.coverage import instead_of
 from gpuserve.engine.home import no_temporary_folder, run_folder
 from gpuserve.engine.protocol import api_pb2
 from gpuserve.engine.rpc import Access, Listener, Replies, Servicer
+from gpuserve.engine.services.app_logs import AppLogService
 from gpuserve.engine.services.apps import AppService
 from gpuserve.engine.services.blobs import BlobService
 from gpuserve.engine.services.calls import CallService, Completions
 from gpuserve.engine.services.containers import ContainerService
+from gpuserve.engine.services.deployments import DeploymentService, layout
 from gpuserve.engine.services.dicts import DictService
 from gpuserve.engine.services.environments import EnvironmentService, require_environment
 from gpuserve.engine.services.functions import FunctionService
@@ -56,7 +58,6 @@ __all__ = ["Core"]
 # An app of these states whose client has been silent this long is stopped.
 # Source: modal 1.6.4 sends a heartbeat every 15 s.
 _SILENT_CLIENT_S = 60.0
-_NEEDS_A_CLIENT = {api_pb2.APP_STATE_EPHEMERAL, api_pb2.APP_STATE_INITIALIZING}
 
 
 class Core:
@@ -106,7 +107,7 @@ class Core:
         images = ImageService(self.registry, self.mounts, strict=strict)
         assembly = Assembly(
             registry=self.registry,
-            layout=lambda app_id: self.apps.layout(self.registry.apps[app_id]),
+            layout=lambda function: layout(self.registry, self.registry.apps[function.app_id], function.pinned),
             secrets=self.secrets.environment_of,
             mounted=self.mounts.files,
             volume_folder=self.volumes.host_folder,
@@ -126,19 +127,23 @@ class Core:
             settled=self._settled,
             machine_cap=max(4, 2 * (os.cpu_count() or 1)),
         )
-        self.call_service = CallService(self.registry, self.calls, self.scheduler, self._completions, self.streams)
+        self.call_service = CallService(
+            self.registry, self.calls, self.scheduler, self._completions, self.streams, self.blobs.drop
+        )
         self.web_calls = EngineWebCalls(self.registry, self.calls, self.scheduler, self.call_service, self._completions)
         proxy_tokens = ProxyTokenService(store)
         self.ingress = Ingress(
             self.web_calls, self.web_calls, self.streams, read_blob=self.blobs.read, proxy_tokens=proxy_tokens.accepts
         )
         self.apps = AppService(
-            self.registry, self.scheduler, self.logs, self._stop_app, functools.partial(require_environment, store)
+            self.registry, self.calls, self.scheduler, self._stop_app, functools.partial(require_environment, store)
         )
         functions = FunctionService(self.registry, self.scheduler, self._publish)
         services = [
             EnvironmentService(store),
             self.apps,
+            DeploymentService(self.registry, self.scheduler, self.logs, self._publish),
+            AppLogService(self.registry, self.logs),
             functions,
             self.call_service,
             ContainerService(self.registry, self.calls, self.scheduler),
@@ -157,6 +162,10 @@ class Core:
 
     def _settled(self, call: Call) -> None:
         self.call_service.settled(call)
+        function = self.registry.functions.get(call.function_id)
+        app = self.registry.apps.get(function.app_id) if function else None
+        if app is not None:
+            self.apps.stop_if_done(app)
 
     def _door_path(self, task: Task) -> str:
         return str(self.run_folder / f"{task.id}.sock")
@@ -201,15 +210,13 @@ class Core:
             for url in function.web_urls.values():
                 self.ingress.withdraw(url)
         await self.scheduler.stop_app(app.id)
-        was_deployed = bool(app.history)
         app.state, app.stopped_at = api_pb2.APP_STATE_STOPPED, time.time()
         with self.store.transaction():
             release_app(self.store, app.id)
-            if was_deployed:
+            if app.history:
                 self.registry.save_app(app)
-        self.logs.finish(app.id)
-        if not was_deployed:
             self.registry.drop_app(app)
+        self.logs.finish(app.id)
 
     async def start(self) -> None:
         """Listen, and run what deployed apps want running."""
@@ -243,12 +250,18 @@ class Core:
         self.server_url = f"http://{host}:{port}"
 
     async def _watch_clients(self) -> None:
+        pause = _SILENT_CLIENT_S / 4
         while True:
-            await asyncio.sleep(_SILENT_CLIENT_S / 4)  # noqa: TID251 (the engine's own clock)
-            limit = time.time() - _SILENT_CLIENT_S
+            self.blobs.sweep()
+            before = time.monotonic()
+            await asyncio.sleep(pause)  # noqa: TID251 (the engine's own clock)
+            now = time.monotonic()
+            self.call_service.expire()
+            if now - before > 2 * pause:
+                continue  # the engine itself stood still: heartbeats are still to be read
             for app in list(self.registry.apps.values()):
-                if app.state in _NEEDS_A_CLIENT and app.heartbeat_at < limit:
-                    self.apps.begin_stop(app)
+                if not app.is_deployed and app.heartbeat_at < now - _SILENT_CLIENT_S:
+                    self.apps.leave(app)
 
     def status(self) -> dict[str, Any]:
         """The engine in figures, as `gpuserve local status --json` prints it."""

@@ -152,7 +152,7 @@ NOT_BUILT = (
         "older forms of deployment",
         "modal deploy, which publishes a new version",
         """
-        AppDeploy AppPromote AppRollback AppRollover AppSetObjects
+        AppDeploy AppSetObjects
         """,
     ),
     NotBuilt(
@@ -174,13 +174,6 @@ NOT_BUILT = (
         "VolumeGetFile2, which modal 1.6.4 sends for both versions, and volume.reload()",
         """
         ContainerReloadVolumes VolumeGetFile
-        """,
-    ),
-    NotBuilt(
-        "scheduling parameters of a running function",
-        "function.update_autoscaler",
-        """
-        FunctionGetSchedulingParams FunctionListVariants
         """,
     ),
 )

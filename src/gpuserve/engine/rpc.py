@@ -318,9 +318,9 @@ _REPEATABLE = frozenset(
         "ContainerHeartbeat", "ContainerHello", "DictContains", "DictGet", "DictGetById", "DictHeartbeat", "DictLen",
         "DictList", "EnvironmentList", "FunctionCallFromId", "FunctionCallGetInfo", "FunctionCallList", "FunctionGet",
         "FunctionGetById", "FunctionGetCallGraph", "FunctionGetCurrentStats", "FunctionGetDynamicConcurrency",
-        "FunctionGetOutputs", "FunctionGetSchedulingParams", "FunctionGetSerialized", "ImageFromId",
-        "MountBatchedCheckExistence", "MountPutFile", "QueueGetById", "QueueHeartbeat", "QueueLen", "QueueList",
-        "QueueNextItems", "SecretGetInfo", "SecretList", "TaskCurrentInputs", "TaskGetInfo", "TaskList",
+        "FunctionGetOutputs", "FunctionGetSchedulingParams", "FunctionGetSerialized", "FunctionListVariants",
+        "ImageFromId", "MountBatchedCheckExistence", "MountPutFile", "QueueGetById", "QueueHeartbeat", "QueueLen",
+        "QueueList", "QueueNextItems", "SecretGetInfo", "SecretList", "TaskCurrentInputs", "TaskGetInfo", "TaskList",
         "TokenInfoGet", "VolumeGetById", "VolumeGetFile", "VolumeGetFile2", "VolumeHeartbeat", "VolumeList",
         "WebhookTokenList", "WebhookTokenListForEnvironment", "WorkspaceNameLookup",
     }

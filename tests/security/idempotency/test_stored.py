@@ -46,6 +46,33 @@ def app_publish(w):
     return w.case(fields, {**fields, "deployment_tag": "other"}, history)
 
 
+def versions(w, *, staged=False):
+    """An app with two deployments, the second of which may be only staged, and how many it has."""
+    fields = {"app_id": w.app(), "name": name(), "app_state": DEPLOYED}
+    w.call("AppPublish", **fields)
+    w.call("AppPublish", **fields, staged=staged)
+
+    def history():
+        return len(w.call("AppDeploymentHistory", app_id=fields["app_id"]).app_deployment_histories)
+
+    return fields["app_id"], history
+
+
+def app_promote(w):
+    app, history = versions(w, staged=True)
+    return w.case({"app_id": app, "version": 2}, {"app_id": app, "version": 1}, history)
+
+
+def app_rollback(w):
+    app, history = versions(w)
+    return w.case({"app_id": app, "version": 1}, {"app_id": app, "version": 2}, history)
+
+
+def app_rollover(w):
+    app, history = versions(w)
+    return w.case({"app_id": app}, {"app_id": versions(w)[0]}, history)
+
+
 def app_set_tags(w):
     app = w.app()
 
@@ -251,6 +278,9 @@ STORED = {
     "AppCreate": app_create,
     "AppGetOrCreate": app_get_or_create,
     "AppPublish": app_publish,
+    "AppPromote": app_promote,
+    "AppRollback": app_rollback,
+    "AppRollover": app_rollover,
     "AppSetTags": app_set_tags,
     "AppStop": app_stop,
     "BlobCreate": blob_create,

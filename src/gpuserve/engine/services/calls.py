@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
+from collections.abc import Callable
 
 from grpclib import Status
 
 from gpuserve.engine.protocol import Empty, api_pb2
 from gpuserve.engine.rpc import Caller, refuse
-from gpuserve.engine.state.calls import Call, CallTable, Input, InputStatus
+from gpuserve.engine.state.calls import MOST_CRASHES, Call, CallTable, Input, InputStatus
 from gpuserve.engine.state.registry import Function, Registry
 from gpuserve.engine.state.streams import Streams
 from gpuserve.engine.workers.scheduler import Scheduler
@@ -19,8 +20,10 @@ __all__ = ["CallService", "Completions"]
 
 # Source: modal 1.6.4's own long poll is 55 s, and it allows for that and a little more.
 _LONGEST_POLL_S = 60.0
-# How long the outputs of a call that was read to its end are kept for a reader that lost the answer.
+# How long the outputs of a call that was read to its end are kept for a reader that lost the answer,
+# and what they only name for a reader that is slow to fetch it. Source: our choice.
 _READ_CALL_LIFE_S = 60.0
+_BLOB_LIFE_S = 600.0
 # A map may have this many inputs without output before its client is told to wait.
 _MOST_OUTSTANDING = 10_000
 
@@ -65,18 +68,26 @@ class CallService:
         scheduler: Scheduler,
         completions: Completions,
         streams: Streams,
+        drop_blobs: Callable[[list[str]], None],
     ) -> None:
         """Keep the tables; `settled` is what the scheduler calls for each finished input."""
         self._registry, self._calls, self._scheduler = registry, calls, scheduler
-        self._completions, self._streams = completions, streams
+        self._completions, self._streams, self._drop_blobs = completions, streams, drop_blobs
 
-    def _function(self, function_id: str) -> Function:
+    def _function(self, function_id: str, *, in_force: bool) -> Function:
+        """The function, if it may be given inputs; a call that began may get more after a removal."""
         function = self._registry.functions.get(function_id)
         if function is None or not function.definition.function_name:
             refuse(Status.NOT_FOUND, f"function {function_id} does not exist; its app may have been stopped")
         app = self._registry.apps.get(function.app_id)
         if app is None or not app.is_live:
             refuse(Status.NOT_FOUND, f"the app of function {function_id} is stopped")
+        if function.retired and in_force:
+            refuse(
+                Status.NOT_FOUND,
+                f"version {app.version} of app '{app.name or app.description}' has no function '{function.name}'; "
+                "look it up again, or ask for an older version",
+            )
         return function
 
     def _call(self, call_id: str) -> Call:
@@ -86,9 +97,16 @@ class CallService:
         return call
 
     def begin(
-        self, function: Function, *, kind: int, invocation: int, parent_input_id: str = "", opened_by: str = ""
+        self,
+        function: Function,
+        *,
+        kind: int,
+        invocation: int,
+        parent_input_id: str = "",
+        opened_by: str = "",
+        most_crashes: int = MOST_CRASHES,
     ) -> Call:
-        """Open a call of *function*."""
+        """Open a call of *function*; *most_crashes* says how often an input whose container died is run again."""
         return self._calls.open(
             function.id,
             kind=kind,
@@ -97,6 +115,7 @@ class CallService:
             now=time.time(),
             retry_policy=function.definition.retry_policy,
             opened_by=opened_by,
+            most_crashes=most_crashes,
         )
 
     def _own_call(self, call_id: str, caller: Caller) -> Call:
@@ -119,7 +138,7 @@ class CallService:
 
     async def FunctionMap(self, request: api_pb2.FunctionMapRequest, caller: Caller) -> api_pb2.FunctionMapResponse:
         """Begin a call, with its first inputs where the client has them at hand."""
-        function = self._function(request.function_id)
+        function = self._function(request.function_id, in_force=True)
         call = self.begin(
             function,
             kind=request.function_call_type,
@@ -141,6 +160,7 @@ class CallService:
     ) -> api_pb2.FunctionPutInputsResponse:
         """Add inputs to a call."""
         call = self._own_call(request.function_call_id, caller)
+        self._function(call.function_id, in_force=False)
         if call.cancelled:
             refuse(Status.FAILED_PRECONDITION, f"function call {call.id} was cancelled")
         return api_pb2.FunctionPutInputsResponse(inputs=self._put(call, request.inputs))
@@ -155,42 +175,76 @@ class CallService:
         self._completions.notify(call.id)
         if not call.unfinished:
             self._streams.finish(call.id)
+            if call.cleared:
+                self._forget_soon(call.id)
 
     async def FunctionGetOutputs(
         self, request: api_pb2.FunctionGetOutputsRequest, caller: Caller
     ) -> api_pb2.FunctionGetOutputsResponse:
         """Wait for outputs after ``last_entry_id``; a long poll."""
+        if self._calls.is_expired(request.function_call_id):
+            return api_pb2.FunctionGetOutputsResponse(last_entry_id="0-0")
         call = self._call(request.function_call_id)
+        by_index = request.HasField("start_idx")
+        may_clear = not caller.is_container or call.opened_by == caller.task_id
+        if request.clear_on_success and may_clear and not by_index:
+            # the farewell of a map: its client has all the outputs that it wants
+            self._clear(call)
+            return api_pb2.FunctionGetOutputsResponse(last_entry_id="0-0", num_unfinished_inputs=call.unfinished)
         deadline = time.monotonic() + max(0.0, min(request.timeout, _LONGEST_POLL_S))
         position = _position(request.last_entry_id)
-        while True:
-            outputs = self._select(call, request, position)
-            remaining = deadline - time.monotonic()
-            if outputs or remaining <= 0:
-                break
-            await self._completions.wait(call.id, remaining)
-        call.last_read_at = time.time()
-        may_clear = not caller.is_container or call.opened_by == caller.task_id
+        if not by_index and may_clear and call.invocation == api_pb2.FUNCTION_CALL_INVOCATION_TYPE_SYNC:
+            self._calls.release(call, position)
+        with self._scheduler.waiting(caller.task_id):
+            while True:
+                outputs = self._select(call, request, position)
+                remaining = deadline - time.monotonic()
+                if outputs or remaining <= 0:
+                    break
+                await self._completions.wait(call.id, remaining)
         if request.clear_on_success and may_clear and not call.unfinished:
-            call.cleared = True
-            asyncio.get_running_loop().call_later(_READ_CALL_LIFE_S, self._forget, call.id)
+            self._clear(call)
         return api_pb2.FunctionGetOutputsResponse(
             outputs=outputs,
             idxs=[item.idx for item in outputs],
-            last_entry_id=f"{position + len(outputs)}-0" if not request.HasField("start_idx") else "0-0",
+            last_entry_id="0-0" if by_index else f"{position + len(outputs)}-0",
             num_unfinished_inputs=call.unfinished,
         )
 
-    def _forget(self, call_id: str) -> None:
-        self._calls.forget(call_id)
-        self._streams.drop(call_id)
+    def _clear(self, call: Call) -> None:
+        """The caller has what it wants of *call*: drop it, a while after its end."""
+        if not call.cleared and not call.unfinished:
+            self._forget_soon(call.id)
+        call.cleared = True
+
+    def _forget_soon(self, call_id: str) -> None:
+        asyncio.get_running_loop().call_later(_READ_CALL_LIFE_S, self.forget, call_id)
+
+    def forget(self, call_id: str) -> None:
+        """Drop a finished call with its streams and, when whoever fetches them is done, its blobs."""
+        call = self._calls.calls.get(call_id)
+        if call is not None and not call.unfinished:
+            self.drop_later([*self._calls.forget(call_id), *self._streams.drop(call_id)])
+
+    def drop_later(self, blob_ids: list[str]) -> None:
+        """Free blobs, once whoever fetches them is done."""
+        if blob_ids:
+            asyncio.get_running_loop().call_later(_BLOB_LIFE_S, self._drop_blobs, blob_ids)
+
+    def expire(self) -> None:
+        """Drop the finished calls that are too old, or the oldest where there are too many."""
+        for call_id in self._calls.outdated(time.monotonic()):
+            self._drop_blobs([*self._calls.expire(call_id), *self._streams.drop(call_id)])
 
     def _select(
         self, call: Call, request: api_pb2.FunctionGetOutputsRequest, position: int
     ) -> list[api_pb2.FunctionGetOutputsItem]:
         if request.HasField("start_idx"):
             last = request.end_idx if request.HasField("end_idx") else request.start_idx
-            return [item for item in call.outputs if request.start_idx <= item.idx <= last]
+            if last - request.start_idx > len(call.outputs):
+                return [item for item in call.outputs if request.start_idx <= item.idx <= last]
+            wanted = map(call.by_idx.get, range(request.start_idx, last + 1))
+            return [item for item in wanted if item is not None]
         most = request.max_values if request.max_values > 0 else None
         return call.outputs[position:][:most]
 
@@ -252,13 +306,14 @@ class CallService:
     ) -> api_pb2.FunctionGetCallGraphResponse:
         """The call, and the calls that its inputs made in turn."""
         root = self._call(request.function_call_id)
-        calls, found = [root], {root.id}
-        for call in calls:
-            for other in self._calls.calls.values():
-                parent = self._calls.inputs.get(other.parent_input_id)
-                if parent is not None and parent.call_id == call.id and other.id not in found:
-                    found.add(other.id)
-                    calls.append(other)
+        children: defaultdict[str, list[Call]] = defaultdict(list)
+        for other in self._calls.calls.values():
+            parent = self._calls.inputs.get(other.parent_input_id)
+            if parent is not None:
+                children[parent.call_id].append(other)
+        calls = [root]
+        for call in calls:  # grows as it goes; an input is older than the calls that it makes
+            calls.extend(children[call.id])
         reply = api_pb2.FunctionGetCallGraphResponse()
         for call in calls:
             self._add_to_graph(reply, call)
@@ -284,11 +339,12 @@ class CallService:
         self, request: api_pb2.FunctionGetCurrentStatsRequest, _caller: Caller
     ) -> api_pb2.FunctionStats:
         """Backlog and containers of a function."""
-        pool = self._scheduler.pool(request.function_id)
-        running = sum(len(self._calls.running.get(task_id, ())) for task_id in pool.tasks)
+        pool = self._scheduler.pools.get(request.function_id)
+        tasks = pool.tasks if pool is not None else {}
+        running = sum(len(self._calls.running.get(task_id, ())) for task_id in tasks)
         return api_pb2.FunctionStats(
             backlog=self._calls.queued(request.function_id),
-            num_total_tasks=len(pool.tasks),
+            num_total_tasks=len(tasks),
             num_running_inputs=running,
         )
 

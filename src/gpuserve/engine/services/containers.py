@@ -51,17 +51,22 @@ class ContainerService:
         most = max(1, request.batch_max_size)
         deadline = time.monotonic() + _HOLD_INPUTS_S
         while True:
+            if task.gone.is_set():
+                refuse(Status.PERMISSION_DENIED, "this container has ended")  # or it would take inputs with it
             if task.stopping:
                 return api_pb2.FunctionGetInputsResponse(inputs=[api_pb2.FunctionGetInputsItem(kill_switch=True)])
-            taken = self._calls.take(task.function_id, task.id, most, time.time())
+            taken = self._take(task, most)
             if taken:
                 if len(taken) < most and request.batch_linger_ms:
-                    taken += await self._linger(task, most - len(taken), request.batch_linger_ms / 1000)
-                return api_pb2.FunctionGetInputsResponse(inputs=[self._item(one) for one in taken])
-            if not self._calls.running.get(task.id):
-                task.idle_since = time.monotonic()
+                    await self._linger(task, taken, most, request.batch_linger_ms / 1000)
+                if taken:
+                    return api_pb2.FunctionGetInputsResponse(inputs=[self._item(one) for one in taken])
+                continue
             if not await self._wait_for_input(task, deadline - time.monotonic()):
                 return api_pb2.FunctionGetInputsResponse()
+
+    def _take(self, task: Task, most: int) -> list[Input]:
+        return self._calls.take(task.function_id, task.id, most, time.monotonic(), task.ending)
 
     async def _wait_for_input(self, task: Task, timeout_s: float) -> bool:
         """Wait until this container is woken; false when *timeout_s* has passed."""
@@ -79,16 +84,25 @@ class ContainerService:
                 pool.waiters.remove(entry)
         return True
 
-    async def _linger(self, task: Task, most: int, wait_s: float) -> list[Input]:
-        """Fill a batch up, for at most *wait_s* after its first input."""
+    async def _linger(self, task: Task, taken: list[Input], most: int, wait_s: float) -> None:
+        """Fill the batch *taken* up, for at most *wait_s* after its first input; drop what ended meanwhile."""
         deadline = time.monotonic() + wait_s
-        taken: list[Input] = []
-        while len(taken) < most and not task.stopping:
-            remaining = deadline - time.monotonic()
-            if remaining <= 0 or not await self._wait_for_input(task, remaining):
-                break
-            taken += self._calls.take(task.function_id, task.id, most - len(taken), time.time())
-        return taken
+        try:
+            while len(taken) < most and not task.stopping and not task.gone.is_set():
+                remaining = deadline - time.monotonic()
+                if remaining <= 0 or not await self._wait_for_input(task, remaining):
+                    break
+                taken += self._take(task, most - len(taken))
+        except asyncio.CancelledError:
+            for one in [one for one in taken if one.task_id == task.id]:  # nobody is there to be handed them
+                self._calls.requeue(one.id, front=True)
+            self._scheduler.poke(task.function_id)
+            raise
+        delivered_at = time.monotonic()  # a batch is one run: its inputs run out of time together
+        held = self._calls.running.get(task.id, {})
+        taken[:] = [one for one in taken if one.id in held]
+        for one in taken:
+            one.delivered_at = delivered_at
 
     def _item(self, one: Input) -> api_pb2.FunctionGetInputsItem:
         call = self._calls.calls[one.call_id]
@@ -97,24 +111,31 @@ class ContainerService:
             input=one.payload,
             function_call_id=one.call_id,
             function_call_invocation_type=call.invocation,  # type: ignore[arg-type]
-            retry_count=one.attempts + one.crashes,
+            retry_count=one.deliveries - 1,
             function_map_idx=one.idx,
         )
 
     async def FunctionPutOutputs(self, request: api_pb2.FunctionPutOutputsRequest, caller: Caller) -> Empty:
         """Take in results; those of inputs that are no longer this container's are dropped."""
-        task_id = caller.task_id
-        now = time.time()
+        task = self._scheduler.tasks.get(caller.task_id)
+        broken_off = api_pb2.GenericResult.GENERIC_STATUS_TERMINATED
         for item in request.outputs:
+            asked_for = task is not None and item.input_id in task.ending
+            if item.result.status == broken_off and not asked_for:
+                self._calls.hand_back(item.input_id, caller.task_id)
             outcome: object = self._calls.settle(
                 item.input_id,
                 item.result,
-                now=now,
-                task_id=task_id,
+                now=time.monotonic(),
+                at=time.time(),
+                task_id=caller.task_id,
+                delivery=item.retry_count,
                 data_format=item.data_format,
                 started_at=item.input_started_at,
             )
             self._scheduler.settle(outcome)  # type: ignore[arg-type]
+            if task is not None:
+                self._scheduler.let_go(task, item.input_id)
         return Empty()
 
     async def ContainerHeartbeat(
@@ -165,9 +186,7 @@ class ContainerService:
         function = self._registry.functions.get(request.function_id)
         crowded = False
         if function is not None:
-            pool = self._scheduler.pool(function.id)
-            full = len(pool.tasks) >= self._scheduler.scaling(function).most
-            crowded = full and self._calls.queued(function.id) > 0
+            crowded = self._calls.queued(function.id) > 0 and self._scheduler.is_full(function)
         wanted = request.max_concurrency if crowded else request.target_concurrency
         return api_pb2.FunctionGetDynamicConcurrencyResponse(concurrency=wanted)
 
@@ -201,5 +220,5 @@ class ContainerService:
 
     async def TaskCurrentInputs(self, _request: Empty, caller: Caller) -> api_pb2.TaskCurrentInputsResponse:
         """The inputs that the calling container runs."""
-        running = self._calls.running.get(self._task(caller).id, set())
+        running = self._calls.running.get(self._task(caller).id, ())
         return api_pb2.TaskCurrentInputsResponse(input_ids=sorted(running))

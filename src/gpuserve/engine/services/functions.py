@@ -10,9 +10,11 @@ from gpuserve.engine.protocol import api_pb2
 from gpuserve.engine.rpc import Caller, refuse
 from gpuserve.engine.services.environments import DEFAULT_ENVIRONMENT
 from gpuserve.engine.services.handles import class_metadata, function_data, function_metadata
+from gpuserve.engine.state.autoscaler import settings_of
 from gpuserve.engine.state.declarations import gpu_faults, schedule_faults
 from gpuserve.engine.state.ids import new_id
-from gpuserve.engine.state.registry import App, Function, ModalClass, Registry
+from gpuserve.engine.state.registry import App, Function, ModalClass, Registry, Stated
+from gpuserve.engine.state.variants import merge_options, own_parameters
 from gpuserve.engine.workers.scheduler import Scheduler
 
 __all__ = ["FunctionService"]
@@ -43,7 +45,7 @@ class FunctionService:
         if existing is not None and existing.app_id == app_id:
             return existing
         for function in self._registry.functions_of(app_id):
-            if function.name == name and not function.base_id:
+            if function.name == name and not function.base_id and not function.pinned:
                 return function
         return self._registry.new_function(app_id, name)
 
@@ -81,21 +83,20 @@ class FunctionService:
         alternatives = [one.function for one in data.ranked_functions]
         _refuse_faults(definition, [*gpu_faults(alternatives), *schedule_faults(definition.schedule)])
         function = self._slot(app.id, definition.function_name, request.existing_function_id)
-        function.definition_id = new_id("de")
-        function.data = api_pb2.FunctionData()
-        function.data.CopyFrom(data)
-        function.staged = api_pb2.Function()
-        function.staged.CopyFrom(definition)
+        stated = Stated(api_pb2.Function(), api_pb2.FunctionData(), new_id("de"))
+        stated.definition.CopyFrom(definition)
+        stated.data.CopyFrom(data)
+        function.staged = stated
         if not function.definition.function_name:
-            function.definition = function.staged
-        preview = Function(id=function.id, app_id=app.id, name=function.name, definition=function.staged)
-        preview.definition_id = function.definition_id
+            function.put_in_force(stated)
+        preview = Function(id=function.id, app_id=app.id, name=function.name)
+        preview.put_in_force(stated)
         self._publish(app, preview)
         function.web_urls = dict(preview.web_urls)
         echoed = api_pb2.Function()
-        echoed.CopyFrom(function.staged)
+        echoed.CopyFrom(stated.definition)
         for name, url in function.web_urls.items():
-            if function.staged.is_server:
+            if echoed.is_server:
                 echoed.flash_service_urls.append(url)
             elif name:
                 echoed.method_definitions[name].web_url = url
@@ -104,7 +105,7 @@ class FunctionService:
         return api_pb2.FunctionCreateResponse(
             function_id=function.id,
             function=echoed,
-            function_data=function.data,
+            function_data=stated.data,
             handle_metadata=function_metadata(preview),
         )
 
@@ -122,10 +123,11 @@ class FunctionService:
             refuse(Status.NOT_FOUND, f"no deployed app '{name}' in environment '{environment or DEFAULT_ENVIRONMENT}'")
         if not version or version == app.version:
             return app, app.function_ids, app.class_ids
-        for past in app.history:
-            if past.version == version:
-                return app, past.function_ids, past.class_ids
-        return refuse(Status.NOT_FOUND, f"app '{name}' has no version {version}; the newest is {app.version}")
+        past, pinned = app.past(version), self._registry.pin(app, version)
+        if past is None or (past.function_ids and not pinned):
+            kept = ", ".join(f"v{one}" for one in sorted(self._registry.kept_versions(app))) or "none"
+            refuse(Status.NOT_FOUND, f"version v{version} of app '{name}' is not kept; those that are: {kept}")
+        return app, pinned, past.class_ids
 
     def FunctionGet(self, request: api_pb2.FunctionGetRequest, _caller: Caller) -> api_pb2.FunctionGetResponse:
         """Look a deployed function up by the names of its app and itself."""
@@ -163,24 +165,25 @@ class FunctionService:
     ) -> api_pb2.FunctionBindParamsResponse:
         """A class with parameters or options is a function of its own, with its own containers."""
         base = self._known(request.function_id)
-        options = request.function_options
-        has_options = options.ByteSize() > 0
-        if not request.serialized_params and not has_options:
+        options = request.function_options.SerializeToString(deterministic=True)
+        parameters = own_parameters(base.definition, request.serialized_params)
+        if base.base_id:  # options over options: what is not given again stays
+            parameters = parameters or base.serialized_params
+            options = merge_options(base.options, options)
+            base = self._known(base.base_id)
+        if not parameters and not options:
             return api_pb2.FunctionBindParamsResponse(
                 bound_function_id=base.id, handle_metadata=function_metadata(base)
             )
-        _refuse_faults(base.definition, gpu_faults([api_pb2.Function(resources=options.resources)]))
-        place = (base.id, request.serialized_params, options.SerializeToString(deterministic=True))
-        bound = self._registry.functions.get(self._registry.bound.get(place, ""))
+        _refuse_faults(base.definition, gpu_faults([api_pb2.Function(resources=request.function_options.resources)]))
+        known = self._registry.bound.get((base.id, parameters, options), "")
+        bound = self._registry.functions.get(known)
         if bound is None:
             bound = self._registry.new_function(base.app_id, base.name)
-            bound.base_id = base.base_id or base.id
-            bound.serialized_params = request.serialized_params or base.serialized_params
-            self._registry.bound[place] = bound.id
-        bound.definition = api_pb2.Function()
-        bound.definition.CopyFrom(base.definition)
-        _apply(options, bound.definition)
-        bound.data, bound.definition_id, bound.web_urls = base.data, base.definition_id, dict(base.web_urls)
+            bound.base_id, bound.serialized_params, bound.options = base.id, parameters, options
+            bound.pinned, bound.origin_id = base.pinned, base.origin_id
+            self._registry.bound[bound.place] = bound.id
+        bound.follow(base)
         if self._registry.apps[base.app_id].is_deployed:
             self._registry.save_function(bound)
         return api_pb2.FunctionBindParamsResponse(bound_function_id=bound.id, handle_metadata=function_metadata(bound))
@@ -193,11 +196,39 @@ class FunctionService:
         function.overrides.MergeFrom(request.settings)
         if request.warm_pool_size_override:
             function.overrides.min_containers = request.warm_pool_size_override
-        current = api_pb2.AutoscalerSettings()
-        current.CopyFrom(function.definition.autoscaler_settings)
-        current.MergeFrom(function.overrides)
+        if self._registry.apps[function.app_id].is_deployed:
+            self._registry.save_function(function)
         self._scheduler.poke(function.id)
+        current = settings_of(function.definition, function.overrides)
         return api_pb2.FunctionUpdateSchedulingParamsResponse(current_settings=current)
+
+    async def FunctionGetSchedulingParams(
+        self, request: api_pb2.FunctionGetSchedulingParamsRequest, _caller: Caller
+    ) -> api_pb2.FunctionGetSchedulingParamsResponse:
+        """A function's scaling: what it declares, what was changed since, and what is in force."""
+        function = self._known(request.function_id)
+        found = api_pb2.AutoscalerConfiguration(
+            settings=settings_of(function.definition, function.overrides),
+            default_settings=settings_of(api_pb2.Function(), api_pb2.AutoscalerSettings()),
+            static_settings=settings_of(function.definition, api_pb2.AutoscalerSettings()),
+            override_settings=function.overrides,
+        )
+        return api_pb2.FunctionGetSchedulingParamsResponse(autoscaler_configuration=found)
+
+    async def FunctionListVariants(
+        self, request: api_pb2.FunctionListVariantsRequest, _caller: Caller
+    ) -> api_pb2.FunctionListVariantsResponse:
+        """A function's variants: sets of parameters and options, those with most containers first."""
+        base = self._known(request.function_id)
+        variants = [one for one in self._registry.functions_of(base.app_id) if one.base_id == base.id]
+        pools = self._scheduler.pools
+        variants.sort(key=lambda one: -len(pools[one.id].tasks) if one.id in pools else 0)
+        reply = api_pb2.FunctionListVariantsResponse(ordered_by_task_count=True)
+        for one in variants[: request.limit or None]:
+            info = reply.infos.add(function_id=one.id, serialized_params=one.serialized_params)
+            if one.options:
+                info.function_options.MergeFromString(one.options)
+        return reply
 
     def FunctionGetSerialized(
         self, request: api_pb2.FunctionGetSerializedRequest, _caller: Caller
@@ -213,37 +244,3 @@ def _refuse_faults(definition: api_pb2.Function, faults: Sequence[str]) -> None:
     if faults:
         name = (definition.implementation_name or definition.function_name).removesuffix(".*")
         refuse(Status.INVALID_ARGUMENT, f"function '{name}' cannot run as declared: {'; '.join(faults)}")
-
-
-def _apply(options: api_pb2.FunctionOptions, definition: api_pb2.Function) -> None:
-    """Lay the options of ``with_options`` and its kin over a definition."""
-    if options.secret_ids or options.replace_secret_ids:
-        kept = [] if options.replace_secret_ids else list(definition.secret_ids)
-        definition.ClearField("secret_ids")
-        definition.secret_ids.extend([*kept, *options.secret_ids])
-    if options.volume_mounts or options.replace_volume_mounts:
-        kept_mounts = [] if options.replace_volume_mounts else list(definition.volume_mounts)
-        definition.ClearField("volume_mounts")
-        definition.volume_mounts.extend([*kept_mounts, *options.volume_mounts])
-    if options.HasField("resources"):
-        definition.resources.MergeFrom(options.resources)
-    if options.HasField("retry_policy"):
-        definition.retry_policy.CopyFrom(options.retry_policy)
-    settings = definition.autoscaler_settings
-    if options.HasField("concurrency_limit"):
-        definition.concurrency_limit = settings.max_containers = options.concurrency_limit
-    if options.HasField("warm_pool_size"):
-        definition.warm_pool_size = settings.min_containers = options.warm_pool_size
-    if options.HasField("buffer_containers"):
-        settings.buffer_containers = options.buffer_containers
-    if options.HasField("task_idle_timeout_secs"):
-        definition.task_idle_timeout_secs = settings.scaledown_window = options.task_idle_timeout_secs
-    for name in (
-        "timeout_secs",
-        "target_concurrent_inputs",
-        "max_concurrent_inputs",
-        "batch_max_size",
-        "batch_linger_ms",
-    ):
-        if options.HasField(name):
-            setattr(definition, name, getattr(options, name))

@@ -37,7 +37,15 @@ class StreamService:
         self, request: api_pb2.FunctionCallGetDataRequest, _caller: Caller
     ) -> AsyncIterator[api_pb2.DataChunk]:
         """A call's output stream, open until the call ends."""
-        async for chunk in self._streams.data_out(request.function_call_id).read(request.last_index):
+        call = self._calls.calls.get(request.function_call_id)
+        if call is None:
+            refuse(Status.NOT_FOUND, f"function call {request.function_call_id} does not exist, or is long over")
+        stream = self._streams.data_out(call.id)
+        if call.inputs and not call.unfinished:
+            stream.end()
+        if request.last_index < stream.dropped:
+            refuse(Status.OUT_OF_RANGE, f"the values up to number {stream.dropped} were read before, and let go")
+        async for chunk in stream.read(request.last_index):
             yield chunk
 
     async def FunctionCallPutDataOut(self, request: api_pb2.FunctionCallPutDataRequest, caller: Caller) -> Empty:

@@ -39,7 +39,7 @@ class Assembly:
     """Looks up what a definition only names."""
 
     registry: Registry
-    layout: Callable[[str], api_pb2.AppLayout]
+    layout: Callable[[Function], api_pb2.AppLayout]
     secrets: Callable[[Iterable[str]], Mapping[str, str]]
     mounted: Callable[[Iterable[str]], Iterable[MountedFile]]
     volume_folder: Callable[[str], Path]
@@ -85,7 +85,7 @@ class Assembly:
         return VolumeBind(path=mount.mount_path, host=folder, read_only=mount.read_only)
 
     def _arguments(self, task: Task, function: Function) -> api_pb2.ContainerArguments:
-        layout = self.layout(function.app_id)
+        layout = self.layout(function)
         base_id = function.base_id or function.id
         if function.base_id:
             # the container finds its own handle under its function's name

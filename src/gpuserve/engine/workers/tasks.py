@@ -12,13 +12,25 @@ from gpuserve.engine.workers.launcher import Container
 
 __all__ = ["Pool", "Task"]
 
+# The wait before a start after failures in a row: the first, and the longest. Source: our choice.
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.2, 30.0
+
 
 @dataclass(slots=True)
 class Task:
-    """A container from the decision to start it to its exit.
+    """A container from the decision to start it to its exit. Times without a name of their own are monotonic.
 
     ``ready`` is true from the first request for inputs on (servers: from their ready call).
     ``stopping`` means that it gets no more inputs; the next time it asks, it is told to leave.
+
+    Attributes:
+        enqueued_at: When its start was decided, as a time of day.
+        started_at: When it was started, as a time of day.
+        began: When it was started.
+        stop_by: When it is killed. It begins to count when its last input has ended.
+        ending: Inputs that were ended from outside and that the container has not let go of yet, with
+            the time at which it is killed for it.
+        waits: How many requests for the outputs of calls it has open.
     """
 
     id: str
@@ -26,27 +38,37 @@ class Task:
     app_id: str
     enqueued_at: float
     started_at: float = 0.0
-    ready_at: float = 0.0
+    began: float = 0.0
     idle_since: float = 0.0
     container: Container | None = None
     door: Server | None = None
     ready: bool = False
     stopping: bool = False
-    stop_by: float = 0.0
+    stop_by: float = float("inf")
+    interrupted: bool = False
     failed_start: bool = False
-    cancelled_inputs: bool = False
-    startup_expired: bool = False
+    ending: dict[str, float] = field(default_factory=dict)
+    waits: int = 0
     cancels: set[str] = field(default_factory=set)
     cancels_changed: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def is_leaving(self) -> bool:
+        """Whether it was told to stop by now."""
+        return self.stopping
+
+    def ask_to_cancel(self, input_id: str) -> None:
+        """Have the container's next heartbeat tell it to break off an input."""
+        self.cancels.add(input_id)
+        self.cancels_changed.set()
 
 
 @dataclass(slots=True)
 class Pool:
     """The containers of one function.
 
-    ``crashes_at_start`` counts exits before the first request for inputs, in a row; each one
-    doubles the wait before the next start.
+    ``crashes_at_start`` counts in a row those that ended before their first request for inputs, and
+    those that died with an input too often; each one doubles the wait before the next start.
     """
 
     function_id: str
@@ -58,6 +80,13 @@ class Pool:
     last_failure: str = ""
     started_total: int = 0
     peak: int = 0
+
+    def back_off(self, now: float) -> float:
+        """Count a failure; return how long nothing is started."""
+        self.crashes_at_start += 1
+        delay = min(_FIRST_WAIT_S * 2.0 ** min(self.crashes_at_start - 1, 30), _LONGEST_WAIT_S)
+        self.not_before = now + delay
+        return delay
 
     def alive(self) -> list[Task]:
         """The containers that take inputs, or will."""

@@ -41,10 +41,13 @@ class EngineWebCalls:
         app = self._registry.apps.get(function.app_id) if function else None
         if function is None or app is None or not app.is_live:
             raise EngineError("the app behind this address was stopped")
-        call = self._service.begin(
-            function, kind=api_pb2.FUNCTION_CALL_TYPE_UNARY, invocation=api_pb2.FUNCTION_CALL_INVOCATION_TYPE_SYNC
-        )
         # a request is not run twice: its body has been read
+        call = self._service.begin(
+            function,
+            kind=api_pb2.FUNCTION_CALL_TYPE_UNARY,
+            invocation=api_pb2.FUNCTION_CALL_INVOCATION_TYPE_SYNC,
+            most_crashes=0,
+        )
         call.retry_policy = api_pb2.FunctionRetryPolicy()
         payload = api_pb2.FunctionInput(args=args, data_format=api_pb2.DATA_FORMAT_CBOR, method_name=method_name)
         self._calls.add(call, 0, payload)
@@ -59,7 +62,7 @@ class EngineWebCalls:
         while call.unfinished:
             await self._completions.wait(call.id, _WAIT_S)
         result = call.outputs[0].result
-        self._calls.forget(call.id)
+        self._service.drop_later(self._calls.forget(call.id))
         return result
 
     def cancel(self, function_call_id: str) -> None:
