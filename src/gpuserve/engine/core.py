@@ -55,7 +55,7 @@ from gpuserve.engine.workers.web_calls import EngineWebCalls
 
 __all__ = ["Core"]
 
-# An app of these states whose client has been silent this long is stopped.
+# An app whose client has been silent this long is stopped, unless it is deployed.
 # Source: modal 1.6.4 sends a heartbeat every 15 s.
 _SILENT_CLIENT_S = 60.0
 

@@ -53,6 +53,7 @@ class Caller:
 
     task_id: str = ""
     key: str = ""
+    client_version: str = ""
 
     @property
     def is_container(self) -> bool:
@@ -91,7 +92,7 @@ class Access:
         good_secret = hmac.compare_digest(given_secret, self.token_secret.encode())
         if not (good_id and good_secret and self.token_secret):
             refuse(Status.UNAUTHENTICATED, "token missing or wrong: run `gpuserve local env` for this engine's own")
-        return Caller(key=key)
+        return Caller(key=key, client_version=str(metadata.get("x-modal-client-version") or "")[:40])
 
 
 class Replies:

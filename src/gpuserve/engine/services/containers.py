@@ -11,7 +11,7 @@ from gpuserve.engine.protocol import Empty, api_pb2
 from gpuserve.engine.rpc import Caller, refuse
 from gpuserve.engine.state.calls import CallTable, Input
 from gpuserve.engine.state.registry import Registry
-from gpuserve.engine.workers.scheduler import Scheduler
+from gpuserve.engine.workers.scheduler import STOP_GRACE_S, Scheduler
 from gpuserve.engine.workers.tasks import Task
 
 __all__ = ["ContainerService"]
@@ -51,9 +51,7 @@ class ContainerService:
         most = max(1, request.batch_max_size)
         deadline = time.monotonic() + _HOLD_INPUTS_S
         while True:
-            if task.gone.is_set():
-                refuse(Status.PERMISSION_DENIED, "this container has ended")  # or it would take inputs with it
-            if task.stopping:
+            if task.stopping or task.gone.is_set():  # one that has ended would take inputs with it
                 return api_pb2.FunctionGetInputsResponse(inputs=[api_pb2.FunctionGetInputsItem(kill_switch=True)])
             taken = self._take(task, most)
             if taken:
@@ -123,6 +121,7 @@ class ContainerService:
             asked_for = task is not None and item.input_id in task.ending
             if item.result.status == broken_off and not asked_for:
                 self._calls.hand_back(item.input_id, caller.task_id)
+                item.result.exception = item.result.exception or "its container broke the input off, unasked"
             outcome: object = self._calls.settle(
                 item.input_id,
                 item.result,
@@ -172,7 +171,8 @@ class ContainerService:
         task = self._scheduler.tasks.get(request.task_id)
         if task is not None:
             if not caller.is_container and not request.graceful:
-                self._calls.lose(task.id, blame=False)
+                again, _spent = self._calls.lose(task.id, blame=False)
+                task.ending.update({one.id: time.monotonic() + STOP_GRACE_S for one in again})
                 self._scheduler.stop(task, interrupt=True)
                 self._scheduler.poke(task.function_id)
             else:

@@ -38,7 +38,7 @@ class DeploymentService:
             refuse(Status.FAILED_PRECONDITION, f"app '{app.name or app.description}' is not deployed")
         return app
 
-    def AppPublish(self, request: api_pb2.AppPublishRequest, _caller: Caller) -> api_pb2.AppPublishResponse:
+    def AppPublish(self, request: api_pb2.AppPublishRequest, caller: Caller) -> api_pb2.AppPublishResponse:
         """Make the definitions that were sent the ones in force."""
         app = self._known(request.app_id)
         if not app.is_live:
@@ -61,8 +61,9 @@ class DeploymentService:
         made = Deployment(
             app.newest + 1,
             now,
-            request.client_version,
+            request.client_version or caller.client_version,
             request.deployment_tag,
+            request.commit_info.SerializeToString().hex(),
             function_ids=dict(request.function_ids),
             class_ids=dict(request.class_ids),
         )
@@ -127,6 +128,7 @@ class DeploymentService:
             time.time(),
             past.client_version,
             past.tag,
+            past.commit,
             rollback_version=version if rollback else 0,
             function_ids=dict(past.function_ids),
             class_ids=dict(past.class_ids),
@@ -179,6 +181,7 @@ class DeploymentService:
                 deployed_at=one.deployed_at,
                 deployed_by="local",
                 tag=one.tag,
+                commit_info=api_pb2.CommitInfo.FromString(bytes.fromhex(one.commit)),
                 rollback_version=one.rollback_version,
                 rollback_allowed=one.version in kept and one.version != app.version,
             )

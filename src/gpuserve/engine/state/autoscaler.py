@@ -59,6 +59,7 @@ def settings_of(function: api_pb2.Function, overrides: api_pb2.AutoscalerSetting
     )
     settings.MergeFrom(function.autoscaler_settings)
     settings.MergeFrom(overrides)
+    settings.scaledown_window = settings.scaledown_window or DEFAULT_SCALEDOWN_WINDOW_S
     return settings
 
 
@@ -78,7 +79,6 @@ def scaling_of(
     buffer = 0 if keeps_none else settings.buffer_containers
     least = 0 if keeps_none else settings.min_containers
     most = settings.max_containers or max(machine_cap, least + buffer)
-    window = settings.scaledown_window or DEFAULT_SCALEDOWN_WINDOW_S
     target = function.target_concurrent_inputs or function.max_concurrent_inputs or function.batch_max_size or 1
     if function.is_server:
         target = max(1, int(settings.target_concurrency_float) or function.max_concurrent_inputs or 1)
@@ -86,7 +86,7 @@ def scaling_of(
         least=min(least, most),
         most=most,
         buffer=buffer,
-        scaledown_window_s=float(window),
+        scaledown_window_s=float(settings.scaledown_window),
         target=max(1, target),
         yields=not settings.max_containers,
     )

@@ -54,12 +54,13 @@ LIVE = frozenset(
 
 @dataclass(slots=True)
 class Deployment:
-    """One AppPublish of a deployed app."""
+    """One AppPublish of a deployed app; ``commit`` is its CommitInfo, in hexadecimal."""
 
     version: int
     deployed_at: float
     client_version: str = ""
     tag: str = ""
+    commit: str = ""
     rollback_version: int = 0
     staged: bool = False
     function_ids: dict[str, str] = field(default_factory=dict)

@@ -9,12 +9,15 @@ from gpuserve.engine.protocol import api_pb2
 from gpuserve.engine.state.calls import CallTable, Input, failure
 from gpuserve.engine.workers.tasks import Task
 
-__all__ = ["ENDING_GRACE_S", "STOP_GRACE_S", "Deadlines"]
+__all__ = ["ENDING_GRACE_S", "INTERRUPT_EVERY_S", "STOP_GRACE_S", "Deadlines"]
 
 # Source: modal 1.6.4's container says "up to 30 seconds" for what lingers after its exit hooks.
 STOP_GRACE_S = 30.0
 # How long code may take to give way to a time-out before its container is killed. Source: our choice.
 ENDING_GRACE_S = 5.0
+# A container that is told to leave is interrupted this often, until it has let go of its inputs: modal
+# 1.6.4 may lose a cancellation or a SIGINT that hits it between a generator's values. Source: our choice.
+INTERRUPT_EVERY_S = 2.0
 # Source: modal 1.6.4: ``timeout`` is 300 s unless given.
 _DEFAULT_TIMEOUT_S = 300
 _Status = api_pb2.GenericResult.GenericStatus
@@ -22,7 +25,7 @@ _Status = api_pb2.GenericResult.GenericStatus
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """Looks at one container, and ends what has run too long.
+    """Looks at one container, and ends what has run too long; called ten times a second.
 
     Attributes:
         stop: Lets a container leave within ``grace_s``, as the scheduler does.
@@ -51,6 +54,9 @@ class Deadlines:
         if now > task.stop_by or any(now > by for by in task.ending.values()):
             self.stop(task, grace_s=0)
             return
+        if now > task.interrupt_at and task.ending:
+            task.interrupt_at = now + INTERRUPT_EVERY_S
+            task.container.interrupt()
         if definition is None:
             return
         if not task.ready and not task.stopping:

@@ -21,7 +21,7 @@ from gpuserve.engine.state.ids import new_id
 from gpuserve.engine.state.logs import Logs, Source
 from gpuserve.engine.state.registry import Function, Registry
 from gpuserve.engine.state.variants import needs_parameters
-from gpuserve.engine.workers.deadlines import STOP_GRACE_S, Deadlines
+from gpuserve.engine.workers.deadlines import INTERRUPT_EVERY_S, STOP_GRACE_S, Deadlines
 from gpuserve.engine.workers.launcher import ContainerSpec, Launcher
 from gpuserve.engine.workers.server_port import port_of
 from gpuserve.engine.workers.tasks import Pool, Task
@@ -38,6 +38,8 @@ _TICK_S = 0.1
 # is still to be read: nothing is called overdue before it was.
 _LATE_S = 1.0
 _MOST_STARTS = 3
+# How long code may take to clean up after a cancellation before its container is killed. Source: our choice.
+_CANCEL_GRACE_S = 30.0
 _Status = api_pb2.GenericResult.GenericStatus
 
 
@@ -97,9 +99,8 @@ class Scheduler:
     def scaling(self, function: Function) -> Scaling:
         """The scaling settings in force for *function*."""
         bare = not function.base_id and needs_parameters(function.definition)
-        found = scaling_of(
-            function.definition, function.overrides, self._machine_cap, keeps_none=function.retired or bare
-        )
+        past = function.retired or function.pinned > 0  # an older version keeps nothing warm
+        found = scaling_of(function.definition, function.overrides, self._machine_cap, keeps_none=past or bare)
         if not port_of(function.definition):
             return found
         # containers share this machine's ports: a second one could not listen on the same
@@ -168,7 +169,7 @@ class Scheduler:
             if terminate_containers:
                 self.stop(task, grace_s=0)
             elif not (is_batch and self.calls.running.get(task.id)):  # a batch goes on for its other inputs
-                task.ending[one.id] = time.monotonic() + STOP_GRACE_S
+                task.ending[one.id] = time.monotonic() + _CANCEL_GRACE_S
                 task.ask_to_cancel(one.id)
 
     def let_go(self, task: Task, input_id: str) -> None:
@@ -326,9 +327,12 @@ class Scheduler:
             task.container.kill()
         elif function is not None and function.definition.is_server:
             task.container.terminate()
-        elif interrupt and not task.interrupted:
-            task.interrupted = True
+        elif interrupt and not task.ready:
             task.container.interrupt()
+        elif interrupt:
+            for input_id in [*self.calls.running.get(task.id, ()), *task.ending]:
+                task.ask_to_cancel(input_id)
+            task.interrupt_at = min(task.interrupt_at, time.monotonic() + INTERRUPT_EVERY_S)
 
     async def stop_app(self, app_id: str, *, grace_s: float = STOP_GRACE_S) -> None:
         """End every input and container of an app, and wait until they are gone."""
@@ -338,10 +342,10 @@ class Scheduler:
             self.finish(one, gone)
         leaving = [task for task in self.tasks.values() if task.app_id == app_id]
         for task in leaving:
-            running = list(self.calls.running.get(task.id, ()))
-            for input_id in running:
+            for input_id in list(self.calls.running.get(task.id, ())):
+                task.ending[input_id] = time.monotonic() + grace_s
                 self.finish(self.calls.inputs[input_id], gone)
-            self.stop(task, grace_s=grace_s, interrupt=bool(running) or not task.ready)
+            self.stop(task, grace_s=grace_s, interrupt=True)
         for task in leaving:
             await task.gone.wait()
         for function_id in functions:

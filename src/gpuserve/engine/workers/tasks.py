@@ -28,6 +28,7 @@ class Task:
         started_at: When it was started, as a time of day.
         began: When it was started.
         stop_by: When it is killed. It begins to count when its last input has ended.
+        interrupt_at: When it gets a SIGINT, should it not have let go of its inputs by then.
         ending: Inputs that were ended from outside and that the container has not let go of yet, with
             the time at which it is killed for it.
         waits: How many requests for the outputs of calls it has open.
@@ -45,7 +46,7 @@ class Task:
     ready: bool = False
     stopping: bool = False
     stop_by: float = float("inf")
-    interrupted: bool = False
+    interrupt_at: float = float("inf")
     failed_start: bool = False
     ending: dict[str, float] = field(default_factory=dict)
     waits: int = 0
