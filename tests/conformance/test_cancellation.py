@@ -16,7 +16,7 @@ def test_a_cancelled_call_ends_and_its_container_serves_on(run_app):
                 except BaseException as error:
                     told.put(type(error).__name__)
                     raise
-            return os.getpid()
+            return os.environ["MODAL_TASK_ID"]
 
         @app.function(max_containers=1, retries=2)
         async def asynchronous(wait):
@@ -26,7 +26,7 @@ def test_a_cancelled_call_ends_and_its_container_serves_on(run_app):
                 except BaseException as error:
                     await told.put.aio(type(error).__name__)
                     raise
-            return os.getpid()
+            return os.environ["MODAL_TASK_ID"]
 
         @app.function(max_containers=2)
         def mapped(x):
@@ -48,11 +48,12 @@ def test_a_cancelled_call_ends_and_its_container_serves_on(run_app):
                 queued.cancel()
                 running.cancel()
                 found[name] = [end(running), end(queued), told.get(timeout=10), function.remote(False) == before]
+                here = sync.remote(False)
             call = sync.spawn(True)
             started.get(timeout=20)
             before = sync.get_current_stats().num_total_runners
             call.cancel(terminate_containers=True)
-            found["terminated"] = [end(call), before, sync.remote(False) > 0, told.len()]
+            found["terminated"] = [end(call), before, sync.remote(False) != here, told.len()]
             many = mapped.experimental_spawn_map(range(6))
             running = [started.get(timeout=20) for _ in range(2)]
             many.cancel()
@@ -87,14 +88,14 @@ def test_siblings_of_a_cancelled_input_survive(run_app, monkeypatch):
         async def tasks(x):
             await started.put.aio(x)
             await asyncio.sleep(60 if x == 0 else 0.7)
-            return [x, os.getpid()]
+            return [x, os.environ["MODAL_TASK_ID"]]
 
         @app.function(max_containers=1)
         @modal.concurrent(max_inputs=4)
         def threads(x):
             started.put(x)
             time.sleep(60 if x == 0 else 0.7)
-            return [x, os.getpid()]
+            return [x, os.environ["MODAL_TASK_ID"]]
 
         @app.function(max_containers=1)
         @modal.batched(max_batch_size=3, wait_ms=1000)
@@ -133,15 +134,15 @@ def test_siblings_of_a_cancelled_input_survive(run_app, monkeypatch):
             report(found)
     """)
 
-    (pid,) = {pid for _x, pid in found["tasks"][1:]}
-    assert found["tasks"] == ["RemoteError", [1, pid], [2, pid], [3, pid]]
+    (task,) = {task for _x, task in found["tasks"][1:]}
+    assert found["tasks"] == ["RemoteError", [1, task], [2, task], [3, task]]
     # modal ends the whole container of threads: the others are run again in the next
     assert [one if isinstance(one, str) else one[0] for one in found["threads"]] == ["RemoteError", 1, 2, 3]
     assert found["batch"] == ["RemoteError", [1, 3], [2, 3]]
     assert found["stubborn"] == ["RemoteError", "served"]
 
 
-def test_a_dead_container_with_room_for_more_takes_no_input_with_it(engine, run_app):
+def test_a_dead_container_with_room_for_more_takes_no_input_with_it(run_app):
     found = run_app("""
         import asyncio, modal, os, signal
         app = modal.App("room")
@@ -150,15 +151,12 @@ def test_a_dead_container_with_room_for_more_takes_no_input_with_it(engine, run_
         @app.function(max_containers=1)
         @modal.concurrent(max_inputs=10)
         async def work(x):
-            await started.put.aio(os.getpid())
-            await asyncio.sleep(0.5)
-            return x
+            if await started.len.aio() == 3: return x
+            await started.put.aio(x)
+            while await started.len.aio() < 3: await asyncio.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
 
         @app.local_entrypoint()
-        def main():
-            calls = [work.spawn(x) for x in range(3)]
-            pid = [started.get(timeout=20) for _ in range(3)][0]
-            os.kill(pid, signal.SIGKILL)
-            report([call.get(timeout=20) for call in calls])
+        def main(): report(list(work.map(range(3))))
     """)
     assert found == [0, 1, 2]

@@ -190,7 +190,7 @@ def test_an_input_that_takes_too_long_ends_whatever_its_code_does(run, monkeypat
         async def together(x):
             runs[x] = n = runs.get(x, 0) + 1
             if x and n == 1: await asyncio.sleep(60)
-            return [x, n, os.getpid()]
+            return [x, n, os.environ["MODAL_TASK_ID"]]
 
         @app.cls(startup_timeout=1, timeout=50)
         class Starts:
@@ -217,8 +217,10 @@ def test_an_input_that_takes_too_long_ends_whatever_its_code_does(run, monkeypat
     assert (found["left"], found["next"]) == ("left", "served")
     assert "was not ready within its start-up time-out of 1 s. Its last log lines:" in found["start"][1]
     assert "loading for ever" in found["start"][1]
-    pid = found["retried"][0][2]
-    assert found["retried"] == [[0, 1, pid], [1, 2, pid], [2, 2, pid]], "a time-out in one of them ended the container"
+    task = found["retried"][0][2]
+    assert found["retried"] == [[0, 1, task], [1, 2, task], [2, 2, task]], (
+        "a time-out in one of them ended the container"
+    )
 
 
 def test_a_container_that_dies_at_its_start_ends_the_wait_with_its_last_lines(modal_cli, tmp_path):

@@ -150,22 +150,3 @@ def test_a_secret_without_a_required_key_stops_the_app_and_names_both(modal_cli,
     assert done.returncode != 0
     assert "HF_TOKEN" in done.stdout + done.stderr
     assert "poor" in done.stdout + done.stderr
-
-
-def test_deploying_again_replaces_the_code_and_stopping_ends_it(engine, modal_cli, tmp_path):
-    first = "import modal\napp = modal.App('versions')\n@app.function(min_containers=1)\ndef f(): return 'one'\n"
-    ask = "import json, modal; print(json.dumps(modal.Function.from_name('versions', 'f').remote()))"
-    deploy(modal_cli, tmp_path, "versions", first)
-    before = client(engine, ask)
-    deploy(modal_cli, tmp_path, "versions", first.replace("one", "two"))
-    after = client(engine, ask)
-    history = modal_cli("app", "history", "versions", "--json")
-    modal_cli("app", "stop", "versions", "--yes")
-    environment = {**os.environ, **engine.environment}
-    gone = subprocess.run(
-        [sys.executable, "-c", ask], env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert (before, after) == ("one", "two")
-    assert len(json.loads(history.stdout)) == 2
-    assert gone.returncode != 0
-    assert "NotFoundError" in gone.stderr
