@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -47,13 +48,23 @@ class Site:
             return StreamingResponse(parts(), media_type="text/event-stream")
 
         return web
+
+born = modal.Queue.from_name("born", create_if_missing=True)
+
+@app.cls(min_containers=1, scaledown_window=2)
+class Warm:
+    @modal.enter()
+    def load(self): born.put("warm")
+    @modal.method()
+    def call(self): return 1
 """
 
 CLIENT = """
 import json, modal
+warm = modal.Queue.from_name("born").get(timeout=20)  # before any call
 f = modal.Function.from_name("web", "double")
 s = modal.Cls.from_name("web", "Site")()
-print(json.dumps({"double": f.get_web_url(), "site": s.web.get_web_url(), "count": s.count.remote()}))
+print(json.dumps({"double": f.get_web_url(), "site": s.web.get_web_url(), "count": s.count.remote(), "warm": warm}))
 """
 
 
@@ -66,7 +77,7 @@ def _python(engine: LocalEngine, source: str) -> dict:
         check=False,
     )
     assert done.returncode == 0, done.stderr.decode()
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _fetch(url: str, data: bytes | None = None, headers: dict | None = None) -> bytes:
@@ -99,6 +110,7 @@ def test_a_deployed_app_answers_http_and_survives_a_restart_of_the_engine(tmp_pa
             except urllib.error.HTTPError as error:
                 refused = error.code
 
+            assert urls["warm"] == "warm"
             assert json.loads(body) == {"x": 42}
             assert hits == [1, 2]
             assert size == 3_000_000
@@ -107,17 +119,115 @@ def test_a_deployed_app_answers_http_and_survives_a_restart_of_the_engine(tmp_pa
             assert [app["name"] for app in engine.status()["apps"]] == ["web"]
 
 
-def test_apps_are_listed_logged_and_stopped(modal_cli, tmp_path: Path):
-    (tmp_path / "plain.py").write_text(
-        'import modal\napp = modal.App("plain")\n@app.function()\ndef f(): print("a line")\n'
-    )
-    modal_cli("deploy", "plain.py")
-    listed = json.loads(modal_cli("app", "list", "--json").stdout)
-    modal_cli("app", "stop", "plain", "--yes")
-    after = modal_cli("app", "list", "--json").stdout
+WORKER = """
+import modal, os, time
+app = modal.App("worker")
+heard = modal.Queue.from_name("heard", create_if_missing=True)
+go = modal.Queue.from_name("go", create_if_missing=True)
 
-    assert any("plain" in str(line) and "deployed" in str(line) for line in listed)
-    assert "deployed" not in after
+@app.cls(max_containers=1)
+class Worker:
+    @modal.method()
+    def work(self, x):
+        if x: return x
+        me = modal.current_function_call_id()
+        heard.put(me)
+        return go.get(partition=me, timeout=60)
+    @modal.exit()
+    def leave(self): heard.put("left", partition="left")
+
+@app.local_entrypoint()
+def main(how: str):
+    if how == "spawn": Worker().work.spawn(0)
+    else: Worker().work.remote(0 if how == "remote" else 1)
+"""
+
+
+def test_a_stopped_app_ends_its_calls_runs_its_exit_hooks_and_takes_no_more(program):
+    found = program(
+        """
+        import subprocess
+        def apps():
+            lines = json.loads(cli("app", "list", "--json"))
+            return [[one["description"], one["state"], one["tasks"]] for one in lines]
+        cli("deploy", "worker.py")
+        worker = modal.Cls.from_name("worker", "Worker")().work
+        heard = modal.Queue.from_name("heard", create_if_missing=True)
+        running, queued = worker.spawn(0), worker.spawn(2)
+        heard.get(timeout=20)
+        found["listed"] = apps()
+        def items():
+            yield 3
+            subprocess.run([sys.executable, "-m", "modal", "app", "stop", "worker", "--yes"], check=True)
+            yield 4
+        found["mapped"] = what(lambda: list(worker.map(items())))
+        found["left"] = heard.get(partition="left", timeout=20)
+        found["calls"] = [what(running.get), what(queued.get)]
+        found["later"] = what(lambda: worker.remote(5))
+        found["stopped"] = apps()
+        found["again"] = cli("app", "stop", "worker", "--yes")
+        cli("deploy", "worker.py")
+        found["anew"] = modal.Cls.from_name("worker", "Worker")().work.remote(6)
+        """,
+        worker=WORKER,
+    )
+    assert found["listed"] == [["worker", "deployed", "1"]]
+    assert found["left"] == "left"
+    assert found["calls"] == ["the app was stopped"] * 2
+    assert "stopped" in found["mapped"]
+    assert "stopped" in found["later"]
+    assert found["stopped"] == [["worker", "stopped", "0"]]
+    assert "App is already stopped" in found["again"]
+    assert found["anew"] == 6
+
+
+def test_a_detached_app_goes_on_without_its_client_until_its_calls_are_done(program):
+    found = program(
+        """
+        import os, time
+        os.environ["MODAL_LOGS_TIMEOUT"] = "0.2"
+        def states(): return [one["state"] for one in json.loads(cli("app", "list", "--json"))]
+        heard, go = (modal.Queue.from_name(name, create_if_missing=True) for name in ("heard", "go"))
+        before = len(states())
+        found["run"] = cli("run", "--detach", "worker.py", "--how", "spawn")
+        call_id = heard.get(timeout=20)
+        found["state"] = states()[:-before or None]
+        go.put("done", partition=call_id)
+        found["value"] = modal.FunctionCall.from_id(call_id).get(timeout=20)
+        found["left"] = heard.get(partition="left", timeout=20)
+        while states()[0] in ("ephemeral (detached)", "stopping..."): time.sleep(0.05)
+        found["after"] = states()[0]
+        cli("run", "--detach", "worker.py", "--how", "nothing")
+        found["nothing left"] = states()[0]
+        """,
+        worker=WORKER,
+    )
+    assert found["state"] == ["ephemeral (detached)"]
+    assert (found["value"], found["left"], found["after"]) == ("done", "left", "stopped")
+    assert found["nothing left"] == "stopped"
+
+
+def test_the_app_of_a_client_that_was_killed_is_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr("gpuserve.engine.core._SILENT_CLIENT_S", 3.0)
+    (tmp_path / "worker.py").write_text(WORKER)
+    heard = (
+        "import modal; modal.Queue.from_name('heard', create_if_missing=True).get(partition={}, timeout=30); print(1)"
+    )
+    with LocalEngine() as engine:
+        command = [sys.executable, "-m", "modal", "run", str(tmp_path / "worker.py"), "--how", "remote"]
+        client = subprocess.Popen(
+            command, env={**os.environ, **engine.environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            _python(engine, heard.format("None"))
+        finally:
+            client.kill()
+            client.wait()
+        _python(engine, heard.format("'left'"))
+        deadline = time.monotonic() + 20
+        while engine.status()["apps"]:
+            assert time.monotonic() < deadline
+        assert engine.status()["containers"] == 0
 
 
 def test_a_syntax_error_and_a_missing_secret_are_named(modal_cli, tmp_path: Path):

@@ -1,9 +1,5 @@
 """What containers write: printed by `modal run`, followed, fetched afterwards, and told apart."""
 
-import os
-import subprocess
-import sys
-
 TALK = """
 import modal, os, sys, time
 app = modal.App("talk")
@@ -42,66 +38,60 @@ def main():
 """
 SPOKEN = ["line 0", "line 1", "line 2", "é", "partial", "to stderr", "from a child"]
 
-CLIENT = """
-import modal
-speak, greet = modal.Function.from_name("talk", "speak"), modal.Cls.from_name("talk", "Greeter")().greet
-wait = modal.Function.from_name("talk", "wait")
-call = speak.spawn(3)
-call.get()
-greet.remote()
-print(call.object_id, speak.object_id)
-print(len(list(call.logs.tail(100))), [one.message for one in speak.logs.tail(2, source="stderr")])
-waiting, go = wait.spawn(), modal.Queue.from_name("go", create_if_missing=True)
-pieces = []
-for entry in wait.logs.stream():
-    pieces.append(entry.message)
-    if entry.message == "first": go.put(1)  # its line has not ended yet
-    if "last" in entry.message: break
-print(pieces)
-"""
 
-
-def start(engine, *arguments):
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        env={**os.environ, **engine.environment, "COLUMNS": "200", "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def test_a_run_prints_what_its_containers_wrote_in_order_to_the_last_word(modal_cli, tmp_path):
-    (tmp_path / "talk.py").write_text(TALK)
-    said = modal_cli("run", "talk.py").stdout.splitlines()
+def test_a_run_prints_what_its_containers_wrote_in_order_to_the_last_word(program):
+    said = program('found = cli("run", "talk.py")', talk=TALK).splitlines()
     spoken = [line for line in said if line in {*SPOKEN, "hello", "good-bye"}]
     assert spoken[-1] == "good-bye"
-    assert [line for line in spoken if line not in {"hello", "good-bye", "to stderr"}] == [
-        line for line in SPOKEN if line != "to stderr"
-    ]
+    by_print = [line for line in SPOKEN if line != "to stderr"]
+    assert [line for line in spoken if line in by_print] == by_print
     assert {"to stderr", "hello"} <= set(spoken)
 
 
-def test_the_logs_of_a_deployed_app_are_followed_found_again_and_outlive_it(engine, modal_cli, tmp_path):
-    (tmp_path / "talk.py").write_text(TALK)
-    modal_cli("deploy", "talk.py")
-    with start(engine, "-c", CLIENT) as client:
-        heads, counted, followed = client.communicate(timeout=60)[0].splitlines()
-    call_id, function_id = heads.split()
-    assert counted == f"{len(SPOKEN) + 1} ['to stderr\\n']"  # "partial" was written in two pieces
-    assert followed == "['first', ' and last\\n']"
+def test_the_logs_of_a_deployed_app_are_followed_found_again_and_outlive_it(program):
+    found = program(
+        """
+        import threading
+        def logs(*arguments): return [line for line in cli("app", "logs", "talk", *arguments).splitlines() if line]
 
-    def logs(*arguments):
-        return [line for line in modal_cli("app", "logs", "talk", *arguments).stdout.splitlines() if line]
-
-    assert sorted(logs()) == sorted([*SPOKEN, "hello", "first and last"])
-    assert sorted(logs("--function-call", call_id)) == sorted(SPOKEN)
-    assert logs("--source", "stderr", "--function", function_id, "--show-container-id")[0].startswith("ta-")
-    assert logs("--search", "hel", "--since", "1h") == ["hello"]
-
-    with start(engine, "-m", "modal", "app", "logs", "talk", "--follow") as follower:
-        modal_cli("app", "stop", "talk", "--yes")
-        said = follower.communicate(timeout=60)[0]
-        assert follower.returncode == 0, said
-    assert "good-bye" in said
-    assert "good-bye" in logs("--tail", "5"), "the logs went with the app"
+        cli("deploy", "talk.py")
+        speak, wait = modal.Function.from_name("talk", "speak"), modal.Function.from_name("talk", "wait")
+        greet = modal.Cls.from_name("talk", "Greeter")().greet
+        call = speak.spawn(3)
+        call.get()
+        greet.remote()
+        found["of a call"] = len(list(call.logs.tail(100)))
+        found["of a function"] = [one.message for one in speak.logs.tail(2, source="stderr")]
+        wait.spawn()
+        go, found["pieces"] = modal.Queue.from_name("go", create_if_missing=True), []
+        for entry in wait.logs.stream():
+            found["pieces"].append(entry.message)
+            if entry.message == "first": go.put(1)  # its line has not ended yet
+            if "last" in entry.message: break
+        found["all"] = logs()
+        found["--function-call"] = logs("--function-call", call.object_id)
+        found["--source"] = logs("--source", "stderr", "--function", speak.object_id, "--show-container-id")
+        found["--search"] = logs("--search", "hel", "--since", "1h")
+        app_id = json.loads(cli("app", "list", "--json"))[0]["app_id"]
+        seen = []
+        def follow(): seen.extend(entry.message for entry in modal.App.lookup("talk").logs.stream())
+        follower = threading.Thread(target=follow)
+        follower.start()
+        found["stop"] = cli("app", "stop", "talk", "--yes")
+        follower.join(60)
+        found["followed"] = seen[-1]
+        found["afterwards"] = logs("--tail", "3")
+        found["to the end"] = cli("app", "logs", app_id, "--follow").splitlines()[-1]
+        """,
+        talk=TALK,
+    )
+    assert found["of a call"] == len(SPOKEN) + 1, "'partial' was written in two pieces"
+    assert found["of a function"] == ["to stderr\n"]
+    assert found["pieces"] == ["first", " and last\n"]
+    assert sorted(found["all"]) == sorted([*SPOKEN, "hello", "first and last"])
+    assert sorted(found["--function-call"]) == sorted(SPOKEN)
+    assert [line.split(" ", 1)[1] for line in found["--source"]] == ["to stderr"]
+    assert found["--source"][0].startswith("ta-")
+    assert found["--search"] == ["hello"]
+    assert found["followed"] == "good-bye\n"
+    assert found["afterwards"][-1] == found["to the end"] == "good-bye"

@@ -1,11 +1,8 @@
 """The versions of a deployed app: the running finish, the new take over, and the old can be had again."""
 
-import json
-import os
-import subprocess
-import sys
 import textwrap
 
+import modal
 import pytest
 
 ONE = """
@@ -35,63 +32,34 @@ class Model:
 TWO = ONE.replace('"one"', '"two"') + '\n@app.function()\ndef only_two(): return "only"\n'
 THREE = ONE.replace('"one"', '"three"').replace("def through()", "def renamed()")
 
-CLIENT = """
-import json, modal, os, pathlib, subprocess, sys
-ONE, TWO, THREE = (f"{name}.py" for name in ("one", "two", "three"))
-
-def cli(*arguments):
-    done = subprocess.run([sys.executable, "-m", "modal", *arguments], capture_output=True, text=True)
-    return done.stdout if done.returncode == 0 else "failed: " + done.stdout + done.stderr
-
-def what(call):
-    try: return call()
-    except BaseException as error: return str(error)
-
+LOOK_UP = """
 def named(name, version=None): return modal.Function.from_name("versions", name, version=version)
-
-found = {}
 """
 
 
 @pytest.fixture
-def client(engine, tmp_path):
-    """Run a client's program beside the three versions of an app, and return what it found."""
-
-    def run(program):
-        for name, source in (("one", ONE), ("two", TWO), ("three", THREE)):
-            (tmp_path / f"{name}.py").write_text(source)
-        done = subprocess.run(
-            [sys.executable, "-c", CLIENT + textwrap.dedent(program) + "\nprint(json.dumps(found))"],
-            env={**os.environ, **engine.environment, "COLUMNS": "200"},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
-
-    return run
+def client(program):
+    """Run a client's program beside the three versions of an app."""
+    return lambda source: program(LOOK_UP + textwrap.dedent(source), one=ONE, two=TWO, three=THREE)
 
 
 def test_a_running_input_ends_on_its_own_code_and_every_handle_gets_the_new(client):
     found = client("""
-        cli("deploy", ONE)
+        cli("deploy", "one.py")
         f, model = named("f"), modal.Cls.from_name("versions", "Model")
         handles = [f, f.with_options(timeout=50), model().say, model(p="x").say, named("through")]
         heard = modal.Queue.from_name("heard", create_if_missing=True)
         found["before"] = [one.remote() for one in handles]
         running = f.spawn(1)
         heard.get(timeout=20)
-        cli("deploy", TWO)
+        cli("deploy", "two.py")
         found["after"] = [one.remote() for one in handles]
         heard.put(1, partition="go")
         found["running"] = running.get(timeout=20)
         found["left"] = sorted(heard.get(partition="left", timeout=20) for _ in range(2))
         only = named("only_two")
         found["only"] = only.remote()
-        cli("deploy", THREE)
+        cli("deploy", "three.py")
         found["removed"] = [what(only.remote), what(named("only_two").remote), what(named("through").remote)]
     """)
     assert found["before"] == ["one", "one", ["one", "d"], ["one", "x"], "one through one"]
@@ -105,10 +73,10 @@ def test_a_running_input_ends_on_its_own_code_and_every_handle_gets_the_new(clie
     assert "no function 'through'" in through
 
 
-def test_an_older_version_is_found_by_its_number_and_put_back_by_a_rollback(client, engine):
+def test_an_older_version_is_found_by_its_number_and_put_back_by_a_rollback(client):
     found = client("""
-        cli("deploy", ONE, "--tag", "first")
-        cli("deploy", TWO)
+        cli("deploy", "one.py", "--tag", "first")
+        cli("deploy", "two.py")
         first = int(json.loads(cli("app", "history", "versions", "--json"))[1]["version"][1:])
         pinned = modal.Cls.from_name("versions", "Model", version=first)
         old = [named("f", first), named("through", first), pinned().say, pinned(p="y").say]
@@ -117,7 +85,7 @@ def test_an_older_version_is_found_by_its_number_and_put_back_by_a_rollback(clie
         found["not yet"] = what(named("only_two", first).remote)
         found["unknown"] = what(named("f", 99).remote)
         handle, only = named("f"), named("only_two")
-        cli("deploy", THREE)
+        cli("deploy", "three.py")
         found["said"] = cli("app", "rollback", "versions")
         found["back"] = [handle.remote(), only.remote(), named("through").remote(), named("f", first + 2).remote()]
         cli("app", "rollback", "versions", f"v{first}")
@@ -138,12 +106,12 @@ def test_an_older_version_is_found_by_its_number_and_put_back_by_a_rollback(clie
     newest = [one["version"] for one in found["history"]]
     assert newest == sorted(newest, key=lambda one: -int(one[1:]))
     assert found["history"][0]["tag"] == "first"
-    assert {one["client"] for one in found["history"]} == {__import__("modal").__version__}
+    assert {one["client"] for one in found["history"]} == {modal.__version__}
 
 
 def test_a_rollover_renews_the_containers_and_a_staged_version_waits_for_its_promotion(client):
     found = client("""
-        cli("deploy", ONE)
+        cli("deploy", "one.py")
         model = modal.Cls.from_name("versions", "Model")()
         heard = modal.Queue.from_name("heard", create_if_missing=True)
         heard.clear(all=True)
@@ -152,7 +120,7 @@ def test_a_rollover_renews_the_containers_and_a_staged_version_waits_for_its_pro
         found["rolling"] = [heard.get(partition="left", timeout=20), model.say.remote()]
         cli("app", "rollover", "versions", "--strategy", "recreate")
         found["recreated"] = [heard.get(partition="left", timeout=20), model.say.remote()]
-        cli("deploy", TWO, "--staged")
+        cli("deploy", "two.py", "--staged")
         staged = json.loads(cli("app", "history", "versions", "--json"))[0]["version"]
         found["staged"] = [named("f").remote(), named("f", int(staged[1:])).remote(), model.say.remote()]
         found["refused"] = cli("app", "promote", "versions", "v1")
