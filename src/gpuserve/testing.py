@@ -14,24 +14,12 @@ __all__ = ["local_engine"]
 
 
 @pytest.fixture
-def local_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalEngine]:
+def local_engine() -> Iterator[LocalEngine]:
     """An engine with an empty state, to which this process's modal client is pointed for one test.
 
     Apps and objects that a module defines work in each test anew, and see nothing of the tests before.
-
-    Examples:
-        >>> def test_squares(local_engine):  # doctest: +SKIP
-        ...     with app.run():
-        ...         assert square.remote(3) == 9
     """
     from gpuserve.engine import LocalEngine
-    from gpuserve.engine.protocol import forget_client
 
-    forget_client()
-    with LocalEngine() as engine, monkeypatch.context() as patch:
-        for name, value in {**engine.environment, "MODAL_ENVIRONMENT": "main"}.items():
-            patch.setenv(name, value)
-        try:
-            yield engine
-        finally:
-            forget_client()
+    with LocalEngine() as engine, engine.connected():
+        yield engine

@@ -126,6 +126,7 @@ def forget_client() -> None:
     """
     import gc
 
+    from modal._environments import ENVIRONMENT_CACHE
     from modal._object import _Object
     from modal.client import Client, _Client
 
@@ -133,6 +134,7 @@ def forget_client() -> None:
     if known is None:
         return
     Client.from_env().close()  # the wrapper of the same client: it closes on modal's own loop
+    ENVIRONMENT_CACHE.clear()
     for one in gc.get_objects():
         if issubclass(type(one), _Object) and getattr(one, "_client", None) is known:
             one._unhydrate()

@@ -1,24 +1,30 @@
 """`LocalEngine`: an engine in a background thread of this process.
 
 Examples:
-    >>> from gpuserve.engine import LocalEngine  # doctest: +SKIP
-    >>> with LocalEngine() as engine:  # doctest: +SKIP
-    ...     subprocess.run(["modal", "run", "app.py"], env={**os.environ, **engine.environment})
+    >>> import modal
+    >>> from gpuserve.engine import LocalEngine
+    >>> with LocalEngine() as engine, engine.connected():
+    ...     shelf = modal.Dict.from_name("shelf", create_if_missing=True)
+    ...     shelf["book"] = "read"
+    ...     shelf["book"]
+    'read'
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from gpuserve.engine.core import Core
 from gpuserve.engine.home import no_temporary_folder, take_home, unusable
+from gpuserve.engine.protocol import forget_client
 from gpuserve.exceptions import EngineError
 
 __all__ = ["IMAGE_CHECKS", "ISOLATIONS", "LocalEngine"]
@@ -156,6 +162,32 @@ class LocalEngine:
             return self.core.status()
 
         return asyncio.run_coroutine_threadsafe(read(), self._loop).result(10)
+
+    def logs(self, app: str) -> str:
+        """What the containers of an app have written so far; the newest app of that name."""
+        found = [one for one in self.core.registry.apps.values() if app in {one.id, one.name, one.description}]
+        entries = list(self.core.logs.of(found[-1].id).entries) if found else []
+        return "".join(entry.text for entry in entries)
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[None]:
+        """Point this process's modal client, and programs that it starts, here for as long as the block runs.
+
+        What a module has looked up elsewhere before, e.g. a volume at the top of an app's file, is looked up anew.
+        """
+        forget_client()
+        wanted = {**self.environment, "MODAL_ENVIRONMENT": "main"}
+        before = {name: os.environ.get(name) for name in wanted}
+        os.environ.update(wanted)
+        try:
+            yield
+        finally:
+            forget_client()
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
     def close(self) -> None:
         """Stop: containers are killed, what was deployed stays on disk."""
