@@ -98,7 +98,13 @@ class LocalEngine:
         failed: list[BaseException] = []
         self._thread = threading.Thread(target=self._run, args=(ready, failed), name="gpuserve-engine", daemon=True)
         self._thread.start()
-        if not ready.wait(_START_TIMEOUT_S):
+        try:
+            is_ready = ready.wait(_START_TIMEOUT_S)
+        except (KeyboardInterrupt, SystemExit):
+            ready.wait(_START_TIMEOUT_S)  # a moment: what has begun to start can only be stopped once it has
+            self.close()
+            raise
+        if not is_ready:
             raise EngineError(f"the engine did not start within {_START_TIMEOUT_S:.0f} s")
         if failed:
             self._thread.join()
