@@ -21,6 +21,10 @@ from gpuserve.quickstart.report import Report, progress, show
 GPUSERVE = Path(sys.executable).with_name("gpuserve")
 
 
+# What somebody may have set for other things: it must not matter.
+ELSEWHERE = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "MODAL_ENVIRONMENT": "prod"}
+
+
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     """Start the command: its process, and the folder that it may leave nothing in."""
@@ -31,7 +35,7 @@ def start(tmp_path_factory):
         (folder / "tmp").mkdir()
         process = subprocess.Popen(
             [GPUSERVE, "quickstart", *arguments],
-            env={**os.environ, "TMPDIR": str(folder / "tmp"), "GPUSERVE_HOME": str(folder / "home"), "COLUMNS": "80"},
+            env={**os.environ, **ELSEWHERE, "TMPDIR": str(folder / "tmp"), "GPUSERVE_HOME": str(folder / "home")},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -157,6 +157,7 @@ class LocalEngine:
             "MODAL_TOKEN_SECRET": core.token_secret,
             "MODAL_CONFIG_PATH": str(self.home / "modal.toml"),
             **dict.fromkeys(_OTHER_CREDENTIALS, ""),
+            "MODAL_DISABLE_API_PROXY": "1",
         }
 
     def status(self) -> dict[str, Any]:
