@@ -8,7 +8,7 @@ from pathlib import Path
 import nox
 
 nox.options.default_venv_backend = "none"
-nox.options.sessions = ["lint", "types", "tests"]
+nox.options.sessions = ["lint", "types", "tests", "docs", "browser"]
 
 _BIN = Path(sys.executable).parent  # the environment that nox runs in, activated or not
 
@@ -52,8 +52,14 @@ def quickstart(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Every README block and docstring, run as written; the generated pages are current."""
-    _run(session, "python", "-m", "pytest", "-q", "tests/docs", "src", "README.md", *session.posargs)
+    """Every block of the documentation, run as it is written; `conftest.py` says how."""
+    _run(session, "python", "-m", "pytest", "-q", "README.md", "CONTRIBUTING.md", "docs", *session.posargs)
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """The search page in a real Chromium, which is installed if that is allowed."""
+    _run(session, "python", "-m", "pytest", "-q", "-m", "browser", "tests/quickstart", *session.posargs)
 
 
 @nox.session
