@@ -6,7 +6,7 @@ import asyncio
 import base64
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from gpuserve.builders.batched import batched
 from gpuserve.builders.server import WarmModelServer
@@ -20,21 +20,11 @@ if TYPE_CHECKING:
 
     from gpuserve.models.encoder import SentenceEncoder
 
-__all__ = ["EmbeddingServer", "EmbeddingsRequest", "Text"]
+__all__ = ["LONGEST", "EmbeddingServer", "Text"]
 
 # A model reads its first few hundred tokens; what is longer by far is a mistake of the caller's.
-Text = Annotated[str, Field(max_length=20_000)]
-
-
-class EmbeddingsRequest(BaseModel):
-    """The request of OpenAI's embeddings API, as its clients send it."""
-
-    model_config = ConfigDict(strict=True)
-    input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048)]
-    model: Annotated[str, Field(max_length=200)] = ""
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: Annotated[int | None, Field(ge=1, le=100_000)] = None
-    user: Annotated[str | None, Field(max_length=200)] = None
+LONGEST = 20_000
+Text = Annotated[str, Field(max_length=LONGEST)]
 
 
 class EmbeddingServer(WarmModelServer):
@@ -62,7 +52,7 @@ class EmbeddingServer(WarmModelServer):
 
     model_name: ClassVar[str] = "embeddings"
     normalize: ClassVar[bool] = True
-    batching: ClassVar[Batching] = Batching(max_batch_size=512, max_queue=8192, padded=False)
+    batching: ClassVar[Batching] = Batching(max_batch_size=128, max_queue=8192, padded=False)
 
     encoder: SentenceEncoder
 
@@ -101,13 +91,13 @@ class EmbeddingServer(WarmModelServer):
     def routes(self, router: APIRouter) -> None:
         """OpenAI's embeddings API; call ``super().routes(router)`` where you add your own."""
 
-        @router.post("/v1/embeddings")
-        async def answer_embeddings(request: EmbeddingsRequest) -> dict[str, Any]:
-            if request.dimensions not in {None, self.encoder.dimensions}:
-                message = f"dimensions got {request.dimensions}; this model's vectors have {self.encoder.dimensions}"
-                raise RequestError(message, "invalid_dimensions", 400)
+        async def embeddings(request: Any) -> dict[str, Any]:
             texts = [request.input] if isinstance(request.input, str) else request.input
-            vectors = await self.embed.submit_many(texts)
+            for place, text in enumerate(texts):
+                if not 1 <= len(text) <= LONGEST:
+                    fault = f"input {place} has {len(text)} characters; send 1 to {LONGEST}"
+                    raise RequestError(fault, "invalid_input", 400)
+            vectors = await self.embed.submit_many(texts, key="embeddings")
             tokens = await asyncio.to_thread(self.encoder.count_tokens, texts)
             return {
                 "object": "list",
@@ -119,9 +109,25 @@ class EmbeddingServer(WarmModelServer):
                 "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
             }
 
+        # the type is made for this model, so that it cannot stand in the signature
+        embeddings.__annotations__["request"] = _request_type(self.model_name, self.encoder.dimensions)
+        router.add_api_route("/v1/embeddings", embeddings, methods=["POST"])
+
+
+def _request_type(model: str, dimensions: int) -> type[BaseModel]:
+    """The request of OpenAI's embeddings API, for one model: what else a client sends is refused by name."""
+    fields: dict[str, Any] = {
+        "input": (str | Annotated[list[str], Field(min_length=1, max_length=2048)], ...),
+        "model": (Literal[model], model),
+        "encoding_format": (Literal["float", "base64"], "float"),
+        "dimensions": (Literal[dimensions], dimensions),
+        "user": (Annotated[str | None, Field(max_length=200)], None),
+    }
+    made: type[BaseModel] = create_model(
+        "EmbeddingsRequest", __config__=ConfigDict(extra="forbid", strict=True), **fields
+    )
+    return made
+
 
 def _encoded(vector: np.ndarray, encoding: str) -> list[float] | str:
-    if encoding == "base64":
-        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
-    values: list[float] = vector.tolist()
-    return values
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode() if encoding == "base64" else vector.tolist()
