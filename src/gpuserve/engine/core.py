@@ -5,20 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import os
-import secrets
-import shutil
 import sqlite3
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from grpclib.server import Server
 
 from gpuserve.engine.coverage import instead_of
-from gpuserve.engine.home import no_temporary_folder, run_folder
 from gpuserve.engine.protocol import api_pb2
-from gpuserve.engine.rpc import Access, Listener, Replies, Servicer
+from gpuserve.engine.replies import Replies
+from gpuserve.engine.rpc import Access, Listener, Servicer
 from gpuserve.engine.services.app_logs import AppLogService
 from gpuserve.engine.services.apps import AppService
 from gpuserve.engine.services.blobs import BlobService
@@ -30,16 +30,18 @@ from gpuserve.engine.services.environments import EnvironmentService, require_en
 from gpuserve.engine.services.functions import FunctionService
 from gpuserve.engine.services.images import ImageService
 from gpuserve.engine.services.mounts import MountService
-from gpuserve.engine.services.named import release_app
+from gpuserve.engine.services.named import owners, release_app
 from gpuserve.engine.services.proxy_tokens import ProxyTokenService
 from gpuserve.engine.services.queues import QueueService
 from gpuserve.engine.services.secrets import SecretService
 from gpuserve.engine.services.streams import StreamService
 from gpuserve.engine.services.volumes import VolumeService
+from gpuserve.engine.session import Session
 from gpuserve.engine.state.addresses import label_of
 from gpuserve.engine.state.calls import Call, CallTable
 from gpuserve.engine.state.logs import Logs
-from gpuserve.engine.state.registry import App, Function, Registry
+from gpuserve.engine.state.records import App, Function
+from gpuserve.engine.state.registry import Registry
 from gpuserve.engine.state.streams import Streams
 from gpuserve.engine.state_file import explained
 from gpuserve.engine.store import Store
@@ -54,6 +56,8 @@ from gpuserve.engine.workers.tasks import Task
 from gpuserve.engine.workers.web_calls import EngineWebCalls
 
 __all__ = ["Core"]
+
+log = logging.getLogger("gpuserve.engine")
 
 # An app whose client has been silent this long is stopped, unless it is deployed.
 # Source: modal 1.6.4 sends a heartbeat every 15 s.
@@ -71,15 +75,13 @@ class Core:
         """
         self.home, self.image_check, self._port, self._isolation = home, image_check, port, isolation
         self.started_at = time.time()
-        self.token_id, self.token_secret = "ak-local", f"as-{secrets.token_urlsafe(32)}"
-        try:
-            self.run_folder = run_folder()
-        except OSError as error:
-            raise no_temporary_folder(error) from error
         with contextlib.ExitStack() as undo:
-            undo.callback(shutil.rmtree, self.run_folder, ignore_errors=True)
             self.store = Store(home)
             undo.callback(self.store.close)
+            # over tcp no successor takes over: whoever holds the port in between would be sent its token
+            self._session = Session.begin(home, kept=port is None)
+            self.run_folder = self._session.run_folder
+            self.token_id, self.token_secret = "ak-local", self._session.token_secret
             try:
                 self._assemble()
             except sqlite3.DatabaseError as error:
@@ -87,20 +89,25 @@ class Core:
             undo.pop_all()
 
     def _assemble(self) -> None:
+        session = self._session
         self.registry, self.calls, self.logs = Registry(self.store), CallTable(), Logs()
         self.streams, self._completions = Streams(), Completions()
         self.launcher = Launcher(
-            self.run_folder / "containers", isolation=self._isolation, hidden=(self.run_folder, self.home)
+            self.run_folder / "containers",
+            self.home / "containers.lock",
+            isolation=self._isolation,
+            hidden=(self.home,) if self.run_folder.is_relative_to(self.home) else (self.run_folder, self.home),
         )
-        self._object_server = ObjectServer(self.home / "blobs")
+        self._object_server = ObjectServer(self.home / "blobs", session.object_key, session.object_port)
         self._build(strict=self.image_check == "error")
+        self._release_orphans()
         self._jobs: set[asyncio.Task[None]] = set()
         self._server: Server | None = None
         self.server_url = ""
 
     def _build(self, *, strict: bool) -> None:
         store, home = self.store, self.home
-        self.secrets = SecretService(store)
+        self.secrets, self.dicts, self.queues = SecretService(store), DictService(store), QueueService(store)
         self.blobs = BlobService(home / "blobs", self._object_server)
         self.mounts = MountService(store, home / "mounts", self.blobs.file)
         self.volumes = VolumeService(store, home / "volumes", self._object_server, self.mounts.host_file)
@@ -150,15 +157,15 @@ class Core:
             images,
             proxy_tokens,
             self.secrets,
-            DictService(store),
-            QueueService(store),
+            self.dicts,
+            self.queues,
             self.volumes,
             self.blobs,
             self.mounts,
             StreamService(self.streams, self.calls),
         ]
         access = Access(token_id=self.token_id, token_secret=self.token_secret)
-        self.servicer = Servicer(services, store, Replies(store), access, instead_of)
+        self.servicer = Servicer(services, store, Replies(store), access, instead_of, self.registry.reread)
 
     def _settled(self, call: Call) -> None:
         self.call_service.settled(call)
@@ -211,17 +218,36 @@ class Core:
                 self.ingress.withdraw(url)
         await self.scheduler.stop_app(app.id)
         app.state, app.stopped_at = api_pb2.APP_STATE_STOPPED, time.time()
-        with self.store.transaction():
-            release_app(self.store, app.id)
-            if app.history:
-                self.registry.save_app(app)
-            self.registry.drop_app(app)
+        try:
+            with self.store.transaction():
+                self._release(app.id)
+                if app.history:
+                    self.registry.save_app(app)
+                self.registry.drop_app(app)
+        except BaseException:
+            self.registry.reread()
+            raise
         self.logs.finish(app.id)
+
+    def _release(self, app_id: str) -> None:
+        """Delete the nameless objects that an app owned."""
+        self.volumes.release(app_id)
+        release_app(self.store, app_id)
+
+    def _release_orphans(self) -> None:
+        """Delete what belonged to apps that ended with an earlier engine."""
+        with self.store.transaction():
+            for app_id in owners(self.store):
+                if app_id not in self.registry.apps:
+                    self._release(app_id)
 
     async def start(self) -> None:
         """Listen, and run what deployed apps want running."""
         await self.launcher.start()
         await self._object_server.start()
+        side_door = self._object_server
+        self._session = replace(self._session, object_key=side_door.key, object_port=side_door.port)
+        self._session.save()
         await self.ingress.start()
         for function in self.registry.functions.values():
             app = self.registry.apps.get(function.app_id)
@@ -262,6 +288,16 @@ class Core:
             for app in list(self.registry.apps.values()):
                 if not app.is_deployed and app.heartbeat_at < now - _SILENT_CLIENT_S:
                     self.apps.leave(app)
+            self._expire()
+
+    def _expire(self) -> None:
+        """Drop nameless objects that nobody has asked for lately."""
+        try:
+            with self.store.transaction():
+                for service in (self.dicts, self.queues, self.volumes):
+                    service.expire()
+        except sqlite3.OperationalError as error:
+            log.warning("nothing could be dropped, which is tried again: %s", error)  # a full disk, mostly
 
     def status(self) -> dict[str, Any]:
         """The engine in figures, as `gpuserve local status --json` prints it."""
@@ -309,4 +345,4 @@ class Core:
         await self._object_server.close()
         await self.launcher.close()
         self.store.close()
-        shutil.rmtree(self.run_folder, ignore_errors=True)
+        self._session.end()

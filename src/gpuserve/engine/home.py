@@ -7,17 +7,15 @@ import errno
 import fcntl
 import os
 import select
-import tempfile
 import time
 from pathlib import Path
 
+from gpuserve.engine.durable_files import make_folder
 from gpuserve.exceptions import EngineError, StateError
 
-__all__ = ["default_home", "no_temporary_folder", "run_folder", "take_home", "unusable"]
+__all__ = ["default_home", "no_temporary_folder", "take_home", "unusable"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_LONGEST_SOCKET_PATH = 107  # Source: unix(7), sun_path without its final zero byte
-_SOCKET_NAME = "ta-0123456789012345678901.sock"
 _NO_FOLDER = {errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 
 
@@ -68,22 +66,6 @@ def no_temporary_folder(error: OSError) -> EngineError:
     )
 
 
-def run_folder() -> Path:
-    """A fresh folder for the engine's sockets, which is gone with the engine.
-
-    Raises:
-        EngineError: If it cannot be made, or its path is too long for a socket.
-    """
-    base = tempfile.gettempdir()
-    longest = len(f"{base}/gpuserve-12345678/{_SOCKET_NAME}".encode())
-    if longest > _LONGEST_SOCKET_PATH:
-        raise EngineError(
-            f"the temporary folder {base} has too long a path for sockets: {longest} bytes with their names, and "
-            f"{_LONGEST_SOCKET_PATH} are allowed. Set TMPDIR to a shorter path, such as /tmp."
-        )
-    return Path(tempfile.mkdtemp(prefix="gpuserve-", dir=base))
-
-
 def take_home(home: Path, *, patience_s: float = 0.0) -> int:
     """Lock the state folder; the kernel lets go of it when this process ends, however it ends.
 
@@ -99,7 +81,7 @@ def take_home(home: Path, *, patience_s: float = 0.0) -> int:
     """
     with contextlib.ExitStack() as undo:
         try:
-            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(home)
             lock = os.open(home / "engine.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             undo.callback(os.close, lock)
             if not os.access(home, os.W_OK | os.X_OK):  # what is in it may be writable all the same

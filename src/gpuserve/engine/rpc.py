@@ -4,7 +4,9 @@ A service is a plain object. Each of its methods that has an RPC's name handles 
 
 * ``def Name(self, request, caller)`` changes durable state: it runs inside one transaction, in
   which its reply is recorded under the caller's idempotency key;
-* ``async def Name(self, request, caller)`` may wait; a repeated key joins the first attempt;
+* ``async def Name(self, request, caller)`` may wait; a repeated key joins the first attempt. Where
+  it changes durable state as well, it does so in ``caller.durably``, at the end of the wait. It is
+  broken off when the last client that waits for it leaves;
 * an async generator handles an RPC that streams.
 
 Services raise `refuse` for what the caller did wrong; any other exception is the engine's own fault,
@@ -13,18 +15,15 @@ is logged with its traceback, and reaches the client as INTERNAL without interna
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import hashlib
 import hmac
 import inspect
 import logging
 import sqlite3
-import time
 import weakref
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import grpclib.const
@@ -34,26 +33,37 @@ from grpclib.protocol import H2Protocol
 from h2.settings import SettingCodes
 
 from gpuserve.engine.protocol import RPCS, Message, Rpc, status_details_codec
+from gpuserve.engine.replies import Replies
 from gpuserve.engine.store import Store
 
-__all__ = ["CONTAINER_RPCS", "Access", "Caller", "Listener", "Replies", "Servicer", "refuse"]
+__all__ = ["CONTAINER_RPCS", "Access", "Caller", "Listener", "Servicer", "refuse"]
 
 log = logging.getLogger("gpuserve.engine")
 
-# How long an answer is kept for a retry. Source: modal 1.6.4 retries for at most minutes.
-REPLY_LIFE_S = 600.0
-_MOST_REPLIES = 50_000
 # Each waiting call holds a stream; at h2's own 100 a client that waits for 100 outputs could not put another input.
 _MOST_STREAMS = 100_000
+# A message is a header, and names what the caller sent: one of a megabyte kept the engine busy for a minute.
+_LONGEST_MESSAGE = 4_000
+
+Effect = Callable[[], Message]
+
+
+def _outside_of_an_rpc(_effect: Effect) -> NoReturn:
+    raise TypeError("durably belongs to a caller that an RPC was handed")
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who makes a call: a client with the engine's token, or one container on its own socket."""
+    """Who makes a call: a client with the engine's token, or one container on its own socket.
+
+    Attributes:
+        durably: For methods that wait: runs an effect and records its reply, in one transaction.
+    """
 
     task_id: str = ""
     key: str = ""
     client_version: str = ""
+    durably: Callable[[Effect], Any] = field(default=_outside_of_an_rpc, compare=False, repr=False)
 
     @property
     def is_container(self) -> bool:
@@ -63,7 +73,7 @@ class Caller:
 
 def refuse(status: Status, message: str) -> NoReturn:
     """End an RPC with *status*; the modal client turns it into its own exception."""
-    raise GRPCError(status, message)
+    raise GRPCError(status, message if len(message) <= _LONGEST_MESSAGE else f"{message[:_LONGEST_MESSAGE]}…")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,55 +105,6 @@ class Access:
         return Caller(key=key, client_version=str(metadata.get("x-modal-client-version") or "")[:40])
 
 
-class Replies:
-    """The answers of the last minutes, by RPC and idempotency key."""
-
-    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
-        """Keep waiting calls in memory and durable ones in *store*."""
-        self._store = store
-        self._clock = clock
-        self._running: OrderedDict[tuple[str, str], tuple[bytes, asyncio.Future[Message]]] = OrderedDict()
-        self._swept_at = clock()
-
-    def recall(self, rpc: Rpc, key: str, digest: bytes) -> Message | None:
-        """Return the durable answer given to *key* before, if any."""
-        row = self._store.one("SELECT digest, reply FROM replies WHERE rpc = ? AND key = ?", (rpc.name, key))
-        if row is None:
-            return None
-        if not hmac.compare_digest(row[0], digest):
-            refuse(Status.INVALID_ARGUMENT, f"{rpc.name}: this idempotency key was used for another request")
-        return rpc.reply.FromString(row[1])
-
-    def record(self, rpc: Rpc, key: str, digest: bytes, reply: Message) -> None:
-        """Keep *reply* durably; call it inside the transaction of the effect."""
-        now = self._clock()
-        self._store.execute(
-            "INSERT INTO replies (key, rpc, digest, reply, at) VALUES (?, ?, ?, ?, ?)",
-            (key, rpc.name, digest, reply.SerializeToString(), now),
-        )
-        if now - self._swept_at > REPLY_LIFE_S / 10:
-            self._swept_at = now
-            self._store.execute("DELETE FROM replies WHERE at < ?", (now - REPLY_LIFE_S,))
-
-    async def join(self, rpc: Rpc, key: str, digest: bytes, start: Callable[[], Awaitable[Message]]) -> Message:
-        """Run *start* once for *key*; a second attempt waits for the first one's answer."""
-        place = (rpc.name, key)
-        known = self._running.get(place)
-        if known is not None:
-            if not hmac.compare_digest(known[0], digest):
-                refuse(Status.INVALID_ARGUMENT, f"{rpc.name}: this idempotency key was used for another request")
-            return await asyncio.shield(known[1])
-        task = asyncio.ensure_future(start())
-        self._running[place] = (digest, task)
-        while len(self._running) > _MOST_REPLIES:
-            self._running.popitem(last=False)
-        try:
-            return await asyncio.shield(task)
-        except GRPCError:
-            self._running.pop(place, None)
-            raise
-
-
 class Servicer:
     """All services behind one grpclib mapping; unknown RPCs answer UNIMPLEMENTED by name."""
 
@@ -154,9 +115,14 @@ class Servicer:
         replies: Replies,
         access: Access,
         instead: Callable[[str], str],
+        undone: Callable[[], None],
     ) -> None:
-        """Find each RPC's method among *services*; *instead* says what works for one that has none."""
-        self._instead = instead
+        """Find each RPC's method among *services*.
+
+        *instead* says what works for an RPC that has none; *undone* puts back in memory what a transaction changed
+        that the disk did not take.
+        """
+        self._instead, self._undone = instead, undone
         self._store = store
         self._replies = replies
         self._access = access
@@ -176,7 +142,7 @@ class Servicer:
         """The same services behind another door."""
         door = object.__new__(Servicer)
         door._store, door._replies, door._access, door._methods = self._store, self._replies, access, self._methods
-        door._instead = self._instead
+        door._instead, door._undone = self._instead, self._undone
         return door
 
     def __mapping__(self) -> dict[str, grpclib.const.Handler]:
@@ -249,21 +215,52 @@ class Servicer:
 
         return serve
 
-    async def _wait(self, rpc: Rpc, method: Callable[[Any, Caller], Any], request: Any, caller: Caller) -> Message:
-        if not caller.key or rpc.name in _REPEATABLE:
-            return await method(request, caller)  # type: ignore[no-any-return]
-        return await self._replies.join(rpc, _scoped(caller), _digest(request), lambda: method(request, caller))
-
-    def _transact(self, rpc: Rpc, method: Callable[[Any, Caller], Any], request: Any, caller: Caller) -> Message:
-        if not caller.key or rpc.name in _REPEATABLE:
-            return method(request, caller)  # type: ignore[no-any-return]
-        key, digest = _scoped(caller), _digest(request)
+    async def _wait(
+        self, rpc: Rpc, method: Callable[[Any, Caller], Coroutine[Any, Any, Message]], request: Any, caller: Caller
+    ) -> Message:
+        key, digest = self._place(rpc, request, caller)
+        asking = replace(caller, durably=lambda effect: self._once(rpc, key, digest, effect))
+        if not key:
+            return await method(request, asking)
         known = self._replies.recall(rpc, key, digest)
         if known is not None:
             return known
-        with self._store.transaction():
-            reply: Message = method(request, caller)
-            self._replies.record(rpc, key, digest, reply)
+        reply: Message = await self._replies.join(rpc, key, digest, lambda: method(request, asking))
+        return reply
+
+    def _transact(self, rpc: Rpc, method: Callable[[Any, Caller], Message], request: Any, caller: Caller) -> Message:
+        key, digest = self._place(rpc, request, caller)
+        if key:
+            known = self._replies.recall(rpc, key, digest)
+            if known is not None:
+                return known
+        elif rpc.name in _REPEATABLE:
+            return method(request, caller)
+        return self._once(rpc, key, digest, lambda: method(request, caller))
+
+    def _place(self, rpc: Rpc, request: Any, caller: Caller) -> tuple[str, bytes]:
+        """Where the answer is kept, if one is."""
+        if not caller.key or rpc.name in _REPEATABLE:
+            return "", b""
+        return _scoped(caller), _digest(request)
+
+    def _once(self, rpc: Rpc, key: str, digest: bytes, effect: Effect) -> Message:
+        """Run *effect* and record its reply, in one transaction."""
+        on_disk: list[bool] = []
+        try:
+            with self._store.transaction():
+                self._store.after_commit(lambda: on_disk.append(True))
+                reply = effect()
+                if key:
+                    self._replies.record(rpc, key, digest, reply)
+        except GRPCError:
+            raise
+        except BaseException:
+            if not on_disk:
+                self._undone()
+            elif key:  # what was to follow the commit failed: the client is told, and may try again
+                self._replies.forget(rpc, key)
+            raise
         return reply
 
 

@@ -12,12 +12,12 @@ Source:
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpuserve.engine.durable_files import make_folder, sync_folder
 from gpuserve.engine.home import unusable
 from gpuserve.engine.state_file import explained, look_at
 
@@ -47,18 +47,22 @@ class Store:
             StateError: If the folder cannot be written, or the file is damaged or too new.
         """
         self.path = folder / "engine.sqlite3"
+        self._depth = 0
+        self._after_commit: list[Callable[[], None]] = []
+        self._on_rollback: list[Callable[[], None]] = []
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(folder)
             look_at(self.path, SCHEMA_VERSION)
             if not self.path.exists():
                 _create(self.path)
             self.path.chmod(0o600)
             self._db = _open(self.path)
+            # also after a kill, whose file may have its name in memory only
+            sync_folder(folder)
         except sqlite3.DatabaseError as error:
             raise explained(self.path, error) from error
         except OSError as error:
             raise unusable(folder, error) from error
-        self._depth = 0
 
     def create_tables(self, script: str) -> None:
         """Run a service's ``CREATE TABLE IF NOT EXISTS`` statements."""
@@ -66,7 +70,11 @@ class Store:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """Make everything inside one durable step; an exception undoes all of it. Nests."""
+        """Make everything inside one durable step; an exception undoes all of it. Nests.
+
+        What `after_commit` was given runs once the step is on disk, before this returns; what
+        `on_rollback` was given runs when it is undone, a commit that fails included.
+        """
         if self._depth:
             self._depth += 1
             try:
@@ -80,11 +88,34 @@ class Store:
             yield
             self._db.execute("COMMIT")
         except BaseException:
-            if self._db.in_transaction:  # SQLite has undone it by itself where the disk was full
-                self._db.execute("ROLLBACK")
+            self._depth = 0
+            self._undo()
             raise
         finally:
             self._depth = 0
+            self._on_rollback = []
+            actions, self._after_commit = self._after_commit, []
+        for action in actions:
+            action()
+
+    def _undo(self) -> None:
+        self._after_commit = []
+        if self._db.in_transaction:  # a full disk makes SQLite roll back by itself
+            self._db.execute("ROLLBACK")
+        for undo in reversed(self._on_rollback):
+            undo()
+
+    def after_commit(self, action: Callable[[], None]) -> None:
+        """Run *action* once the present transaction is on disk; at once where there is none."""
+        if self._depth:
+            self._after_commit.append(action)
+        else:
+            action()
+
+    def on_rollback(self, undo: Callable[[], None]) -> None:
+        """Run *undo* if the present transaction does not come about, the last one given first."""
+        if self._depth:
+            self._on_rollback.append(undo)
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> int:
         """Run one statement and return how many rows it changed."""
@@ -126,13 +157,4 @@ def _create(path: Path) -> None:
     draft.touch(mode=0o600)
     _open(draft).close()
     draft.rename(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new file's name durable before anything in it is acknowledged."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(path.parent)

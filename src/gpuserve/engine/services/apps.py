@@ -14,7 +14,8 @@ from gpuserve.engine.services.deployments import layout
 from gpuserve.engine.services.environments import DEFAULT_ENVIRONMENT
 from gpuserve.engine.state.calls import CallTable
 from gpuserve.engine.state.ids import new_id
-from gpuserve.engine.state.registry import App, Registry
+from gpuserve.engine.state.records import App
+from gpuserve.engine.state.registry import Registry
 from gpuserve.engine.workers.scheduler import Scheduler
 
 __all__ = ["AppService"]

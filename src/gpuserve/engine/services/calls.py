@@ -12,7 +12,8 @@ from grpclib import Status
 from gpuserve.engine.protocol import Empty, api_pb2
 from gpuserve.engine.rpc import Caller, refuse
 from gpuserve.engine.state.calls import MOST_CRASHES, Call, CallTable, Input, InputStatus
-from gpuserve.engine.state.registry import Function, Registry
+from gpuserve.engine.state.records import Function
+from gpuserve.engine.state.registry import Registry
 from gpuserve.engine.state.streams import Streams
 from gpuserve.engine.workers.scheduler import Scheduler
 

@@ -11,7 +11,8 @@ from gpuserve.engine.protocol import api_pb2
 from gpuserve.engine.rpc import Caller, refuse
 from gpuserve.engine.services.handles import class_metadata, function_metadata
 from gpuserve.engine.state.logs import Logs
-from gpuserve.engine.state.registry import App, Deployment, Function, Registry, Stated
+from gpuserve.engine.state.records import App, Deployment, Function, Stated
+from gpuserve.engine.state.registry import Registry
 from gpuserve.engine.workers.scheduler import Scheduler
 
 __all__ = ["DeploymentService", "layout"]
@@ -57,7 +58,7 @@ class DeploymentService:
         functions = {ident: self._registry.functions[ident] for ident in request.function_ids.values()}
         stated = {ident: one.staged or one.stated for ident, one in functions.items()}
         for one in functions.values():
-            one.staged = None
+            self._registry.after_commit(one.drop_staged)
         made = Deployment(
             app.newest + 1,
             now,

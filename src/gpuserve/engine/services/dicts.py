@@ -109,9 +109,14 @@ class DictService:
         self._objects.delete(request.dict_id)
         return Empty()
 
+    def expire(self) -> None:
+        """Delete the ephemeral dicts whose clients are gone, in the present transaction."""
+        for dict_id in self._objects.unused():
+            self._objects.delete(dict_id)
+
     async def DictHeartbeat(self, request: api_pb2.DictHeartbeatRequest, _caller: Caller) -> Empty:
         """An ephemeral dict is in use."""
-        self._objects.get(request.dict_id)
+        self._objects.touch(request.dict_id)
         return Empty()
 
     async def DictGetById(self, request: api_pb2.DictGetByIdRequest, _caller: Caller) -> api_pb2.DictGetByIdResponse:

@@ -13,7 +13,8 @@ from gpuserve.engine.services.handles import class_metadata, function_data, func
 from gpuserve.engine.state.autoscaler import settings_of
 from gpuserve.engine.state.declarations import gpu_faults, schedule_faults
 from gpuserve.engine.state.ids import new_id
-from gpuserve.engine.state.registry import App, Function, ModalClass, Registry, Stated
+from gpuserve.engine.state.records import App, Function, ModalClass, Stated
+from gpuserve.engine.state.registry import Registry
 from gpuserve.engine.state.variants import merge_options, own_parameters
 from gpuserve.engine.workers.scheduler import Scheduler
 

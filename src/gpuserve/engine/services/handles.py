@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpuserve.engine.protocol import api_pb2
-from gpuserve.engine.state.registry import Function
+from gpuserve.engine.state.records import Function
 
 __all__ = ["class_metadata", "function_data", "function_metadata"]
 

@@ -6,19 +6,17 @@ import asyncio
 import hashlib
 import hmac
 import re
-import secrets
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from grpclib import Status
 
+from gpuserve.engine.durable_files import copy_durably, make_folder, place_file, write_durably
 from gpuserve.engine.protocol import api_pb2
 from gpuserve.engine.rpc import Caller, refuse
 from gpuserve.engine.services.named import NamedObjects
 from gpuserve.engine.store import Store
-from gpuserve.engine.workers.durable_files import place_file, write_durably
 
 __all__ = ["MountService", "MountedFile"]
 
@@ -41,7 +39,7 @@ class MountService:
         """Files lie in *folder*, named by their sha256; the larger ones come as the files of blobs."""
         self._objects = NamedObjects(store, "mount", "mo")
         self._folder, self._blob_file = folder, blob_file
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
 
     def _path(self, digest: str) -> Path:
         if not _SHA256.fullmatch(digest):
@@ -138,8 +136,5 @@ class MountService:
         plain = self._path(digest)
         copy = plain.with_name(f"{digest}.run")
         if not copy.exists():
-            temporary = plain.with_name(f"{digest}.{secrets.token_hex(6)}.tmp")
-            shutil.copyfile(plain, temporary)
-            temporary.chmod(0o755)
-            temporary.replace(copy)
+            copy_durably(plain, copy, 0o755)
         return copy

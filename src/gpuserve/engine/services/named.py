@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from grpclib import Status
@@ -14,7 +15,12 @@ from gpuserve.engine.services.environments import DEFAULT_ENVIRONMENT, require_e
 from gpuserve.engine.state.ids import new_id
 from gpuserve.engine.store import Store
 
-__all__ = ["NamedObject", "NamedObjects", "release_app"]
+__all__ = ["EPHEMERAL", "NamedObject", "NamedObjects", "owners", "release_app"]
+
+# The owner of a nameless object that belongs to a client rather than to an app.
+EPHEMERAL = "ephemeral"
+# Source: modal 1.6.4 sends a heartbeat every 300 s for an ephemeral dict, queue or volume.
+_EPHEMERAL_LIFE_S = 900.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +43,11 @@ class NamedObject:
 class NamedObjects:
     """The objects of one kind, e.g. ``secret`` with ids that start with ``se``."""
 
-    def __init__(self, store: Store, kind: str, prefix: str) -> None:
+    def __init__(self, store: Store, kind: str, prefix: str, clock: Callable[[], float] = time.time) -> None:
         """Serve *kind* from *store*."""
-        self._store, self._kind, self._prefix = store, kind, prefix
+        self._store, self._kind, self._prefix, self._clock = store, kind, prefix, clock
+        self._seen: dict[str, float] = {}
+        self._began = clock()  # clients of a killed engine go on using what is theirs
 
     def get(self, object_id: str) -> NamedObject:
         """The object of that id, or NOT_FOUND."""
@@ -71,7 +79,7 @@ class NamedObjects:
         environment = environment or DEFAULT_ENVIRONMENT
         require_environment(self._store, environment)
         if creation in {api_pb2.OBJECT_CREATION_TYPE_ANONYMOUS_OWNED_BY_APP, api_pb2.OBJECT_CREATION_TYPE_EPHEMERAL}:
-            return self._insert("", environment, app_id or "ephemeral", body)
+            return self._insert("", environment, app_id or EPHEMERAL, body)
         known = self.find(name, environment)
         if known is None:
             if creation == api_pb2.OBJECT_CREATION_TYPE_UNSPECIFIED:
@@ -84,7 +92,7 @@ class NamedObjects:
         return known
 
     def _insert(self, name: str, environment: str, app_id: str, body: bytes) -> NamedObject:
-        made = NamedObject(new_id(self._prefix), environment, name, time.time(), body, is_new=True)
+        made = NamedObject(new_id(self._prefix), environment, name, self._clock(), body, is_new=True)
         self._store.execute(
             "INSERT INTO objects (id, kind, environment, name, app_id, created_at, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
             (made.id, self._kind, environment, name, app_id, made.created_at, body),
@@ -123,10 +131,37 @@ class NamedObjects:
         )
         return [NamedObject(*row) for row in rows]
 
+    def owned_by(self, app_id: str) -> tuple[str, ...]:
+        """The ids of the nameless objects of an app."""
+        rows = self._store.query(
+            "SELECT id FROM objects WHERE app_id = ? AND name = '' AND kind = ?", (app_id, self._kind)
+        )
+        return tuple(object_id for (object_id,) in rows)
+
+    def touch(self, object_id: str) -> None:
+        """An ephemeral object is in use."""
+        self.get(object_id)
+        self._seen[object_id] = self._clock()
+
+    def unused(self) -> tuple[str, ...]:
+        """The ephemeral objects that no client has been heard of for lately."""
+        limit = self._clock() - _EPHEMERAL_LIFE_S
+        rows = self._store.query(
+            "SELECT id FROM objects WHERE app_id = ? AND kind = ? AND created_at < ?", (EPHEMERAL, self._kind, limit)
+        )
+        return tuple(object_id for (object_id,) in rows if self._seen.get(object_id, self._began) < limit)
+
     def delete(self, object_id: str) -> None:
         """Delete an object's row."""
         self.get(object_id)
+        self._seen.pop(object_id, None)
         self._store.execute("DELETE FROM objects WHERE id = ?", (object_id,))
+
+
+def owners(store: Store) -> list[str]:
+    """The apps that own nameless objects."""
+    rows = store.query("SELECT DISTINCT app_id FROM objects WHERE app_id != '' AND app_id != ?", (EPHEMERAL,))
+    return [app_id for (app_id,) in rows]
 
 
 def release_app(store: Store, app_id: str) -> None:

@@ -1,4 +1,9 @@
-"""`modal.Queue`: first in, first out in each partition; durable, and taken exactly once."""
+"""`modal.Queue`: first in, first out in each partition; durable, and taken at most once.
+
+Items leave the queue in one transaction with the answer that hands them out. A client that repeats
+its call, also after a restart of the engine, gets the same items; one that dies before it has read
+the answer takes them with it.
+"""
 
 from __future__ import annotations
 
@@ -110,28 +115,36 @@ class QueueService:
         except TimeoutError:
             return
 
-    def _take(self, request: api_pb2.QueueGetRequest) -> list[bytes]:
+    def _waits(self, request: api_pb2.QueueGetRequest) -> bool:
+        return bool(
+            self._store.one(
+                "SELECT 1 FROM queue_items WHERE queue_id = ? AND partition = ? LIMIT 1",
+                (request.queue_id, request.partition_key),
+            )
+        )
+
+    def _take(self, request: api_pb2.QueueGetRequest) -> api_pb2.QueueGetResponse:
         rows = self._store.query(
             "SELECT entry, value FROM queue_items WHERE queue_id = ? AND partition = ? ORDER BY entry LIMIT ?",
             (request.queue_id, request.partition_key, max(1, request.n_values)),
         )
         if rows:
-            with self._store.transaction():
-                self._use(request.queue_id, request.partition_key)
-                for entry, _value in rows:
-                    self._store.execute("DELETE FROM queue_items WHERE entry = ?", (entry,))
-        return [bytes(value) for _entry, value in rows]
+            self._use(request.queue_id, request.partition_key)
+        for entry, _value in rows:
+            self._store.execute("DELETE FROM queue_items WHERE entry = ?", (entry,))
+        return api_pb2.QueueGetResponse(values=[value for _entry, value in rows])
 
-    async def QueueGet(self, request: api_pb2.QueueGetRequest, _caller: Caller) -> api_pb2.QueueGetResponse:
+    async def QueueGet(self, request: api_pb2.QueueGetRequest, caller: Caller) -> api_pb2.QueueGetResponse:
         """Take up to ``n_values`` items, waiting for the first."""
         self._queue(request.queue_id)
         deadline = time.monotonic() + max(0.0, min(request.timeout, _LONGEST_WAIT_S))
-        while True:
-            values = self._take(request)
+        while not self._waits(request):
             remaining = deadline - time.monotonic()
-            if values or remaining <= 0:
-                return api_pb2.QueueGetResponse(values=values)
+            if remaining <= 0:
+                return api_pb2.QueueGetResponse()
             await self._wait_for_more(request.queue_id, remaining)
+        taken: api_pb2.QueueGetResponse = caller.durably(lambda: self._take(request))
+        return taken
 
     async def QueueNextItems(
         self, request: api_pb2.QueueNextItemsRequest, _caller: Caller
@@ -177,9 +190,14 @@ class QueueService:
         self._objects.delete(request.queue_id)
         return Empty()
 
+    def expire(self) -> None:
+        """Delete the ephemeral queues whose clients are gone, in the present transaction."""
+        for queue_id in self._objects.unused():
+            self._objects.delete(queue_id)
+
     async def QueueHeartbeat(self, request: api_pb2.QueueHeartbeatRequest, _caller: Caller) -> Empty:
         """An ephemeral queue is in use."""
-        self._objects.get(request.queue_id)
+        self._objects.touch(request.queue_id)
         return Empty()
 
     async def QueueGetById(self, request: api_pb2.QueueGetByIdRequest, _caller: Caller) -> api_pb2.QueueGetByIdResponse:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from grpclib import Status
 
+from gpuserve.engine.durable_files import make_folder, sync_volume
+from gpuserve.engine.file_steps import FileSteps
 from gpuserve.engine.protocol import Empty, api_pb2
 from gpuserve.engine.rpc import Caller, refuse
 from gpuserve.engine.services.named import NamedObject, NamedObjects
 from gpuserve.engine.services.volume_uploads import VolumeUploads
-from gpuserve.engine.state.ids import new_id
 from gpuserve.engine.store import Store
-from gpuserve.engine.workers.durable_files import sync_folder
 from gpuserve.engine.workers.objects_http import ObjectServer
 
 __all__ = ["VolumeService"]
@@ -32,17 +31,14 @@ class VolumeService:
         """Each volume lies in a folder of its own under *folder*; ``mounted(sha256)`` is a file that was sent."""
         self._objects = NamedObjects(store, "volume", "vo")
         self._folder, self._server = folder, server
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        incoming = folder / ".incoming"
-        shutil.rmtree(incoming, ignore_errors=True)  # what an engine that was killed had not finished
-        incoming.mkdir(mode=0o700)
-        self._uploads = VolumeUploads(self.inside, incoming, server, mounted)
+        self._steps = FileSteps(store, folder)
+        self._uploads = VolumeUploads(self.inside, server, self._steps, mounted)
 
     def host_folder(self, volume_id: str) -> Path:
         """Where a volume's files lie."""
         self._objects.get(volume_id)
         folder = self._folder / volume_id
-        folder.mkdir(exist_ok=True)
+        make_folder(folder, 0o755)
         return folder
 
     def inside(self, volume_id: str, path: str, *, follow: bool = True) -> Path:
@@ -77,8 +73,6 @@ class VolumeService:
             body=b"1" if request.version == _V1 else b"2",
         )
         self.host_folder(one.id)
-        if one.is_new:
-            sync_folder(self._folder)
         metadata = self._metadata(one)
         return api_pb2.VolumeGetOrCreateResponse(volume_id=one.id, version=metadata.version, metadata=metadata)
 
@@ -101,12 +95,23 @@ class VolumeService:
 
     def VolumeDelete(self, request: api_pb2.VolumeDeleteRequest, _caller: Caller) -> Empty:
         """Delete a volume with its files."""
-        folder = self.host_folder(request.volume_id)
-        self._objects.delete(request.volume_id)
-        grave = self._folder / new_id("gone")
-        folder.rename(grave)
-        shutil.rmtree(grave)
+        self._drop(request.volume_id)
         return Empty()
+
+    def _drop(self, volume_id: str) -> None:
+        folder = self.host_folder(volume_id)
+        self._objects.delete(volume_id)
+        self._steps.discard(folder.resolve())
+
+    def release(self, app_id: str) -> None:
+        """Delete the nameless volumes of an app, in the present transaction."""
+        for volume_id in self._objects.owned_by(app_id):
+            self._drop(volume_id)
+
+    def expire(self) -> None:
+        """Delete the ephemeral volumes whose clients are gone, in the present transaction."""
+        for volume_id in self._objects.unused():
+            self._drop(volume_id)
 
     def VolumeRename(self, request: api_pb2.VolumeRenameRequest, _caller: Caller) -> Empty:
         """Give a volume another name."""
@@ -115,13 +120,12 @@ class VolumeService:
 
     async def VolumeHeartbeat(self, request: api_pb2.VolumeHeartbeatRequest, _caller: Caller) -> Empty:
         """An ephemeral volume is in use."""
-        self._objects.get(request.volume_id)
+        self._objects.touch(request.volume_id)
         return Empty()
 
     async def VolumeCommit(self, request: api_pb2.VolumeCommitRequest, _caller: Caller) -> api_pb2.VolumeCommitResponse:
         """Make every write durable; other containers see them already."""
-        self.host_folder(request.volume_id)
-        os.sync()
+        await asyncio.to_thread(sync_volume, self.host_folder(request.volume_id))
         return api_pb2.VolumeCommitResponse(skip_reload=True)
 
     async def VolumeReload(self, request: api_pb2.VolumeReloadRequest, _caller: Caller) -> Empty:
@@ -181,11 +185,7 @@ class VolumeService:
         if _is_folder(path) and not request.recursive:
             refuse(Status.INVALID_ARGUMENT, f"{request.path} is a directory: remove it recursively")
         for one in path.iterdir() if is_root else [path]:  # the volume itself is mounted, and stays
-            if _is_folder(one):
-                shutil.rmtree(one)
-            else:
-                one.unlink()
-        sync_folder(path if is_root else path.parent)
+            self._steps.discard(one)
         return Empty()
 
     def VolumeRemoveFile(self, request: api_pb2.VolumeRemoveFileRequest, caller: Caller) -> Empty:
@@ -193,40 +193,56 @@ class VolumeService:
         same = api_pb2.VolumeRemoveFile2Request.FromString(request.SerializeToString())
         return self.VolumeRemoveFile2(same, caller)
 
-    def VolumeCopyFiles2(self, request: api_pb2.VolumeCopyFiles2Request, _caller: Caller) -> Empty:
-        """Copy files as ``cp`` does."""
+    async def VolumeCopyFiles2(self, request: api_pb2.VolumeCopyFiles2Request, caller: Caller) -> Empty:
+        """Copy files as ``cp`` does, all or none."""
+        found = self._copies(request)
+        staged = await self._uploads.copies([source for source, _target in found])
+
+        def place() -> Empty:
+            self._uploads.place(staged, [target for _source, target in found])
+            return Empty()
+
+        done: Empty = caller.durably(place)
+        return done
+
+    def _copies(self, request: api_pb2.VolumeCopyFiles2Request) -> list[tuple[Path, Path]]:
+        """Each file to be copied, and where to."""
         target = self.inside(request.volume_id, request.dst_path)
         many = len(request.src_paths) > 1 or request.dst_path.endswith("/")
+        found: list[tuple[Path, Path]] = []
         for name in request.src_paths:
             source = self.inside(request.volume_id, name)
             if not source.exists():
                 refuse(Status.NOT_FOUND, f"{name} does not exist in this volume")
             place = target / source.name if many or target.is_dir() else target
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if source.is_dir():
-                if not request.recursive:
-                    refuse(Status.INVALID_ARGUMENT, f"{name} is a directory: copy it recursively")
-                shutil.copytree(source, place, dirs_exist_ok=True)
-            else:
-                shutil.copy2(source, place)
-        os.sync()
-        return Empty()
+            if not source.is_dir():
+                found.append((source, place))
+                continue
+            if not request.recursive:
+                refuse(Status.INVALID_ARGUMENT, f"{name} is a directory: copy it recursively")
+            leaves = [one for one in (source, *source.rglob("*")) if _is_leaf(one)]
+            found += [(one, place / one.relative_to(source)) for one in leaves]
+        return found
 
-    def VolumeCopyFiles(self, request: api_pb2.VolumeCopyFilesRequest, caller: Caller) -> Empty:
+    async def VolumeCopyFiles(self, request: api_pb2.VolumeCopyFilesRequest, caller: Caller) -> Empty:
         """The same for volumes of the first form."""
         same = api_pb2.VolumeCopyFiles2Request.FromString(request.SerializeToString())
-        return self.VolumeCopyFiles2(same, caller)
+        return await self.VolumeCopyFiles2(same, caller)
 
-    def VolumePutFiles2(
-        self, request: api_pb2.VolumePutFiles2Request, _caller: Caller
+    async def VolumePutFiles2(
+        self, request: api_pb2.VolumePutFiles2Request, caller: Caller
     ) -> api_pb2.VolumePutFiles2Response:
         """Put files together from uploaded blocks, or say which blocks are missing."""
-        return self._uploads.put(request)
+        return await self._uploads.put(request, caller)
 
-    def VolumePutFiles(self, request: api_pb2.VolumePutFilesRequest, _caller: Caller) -> Empty:
+    async def VolumePutFiles(self, request: api_pb2.VolumePutFilesRequest, caller: Caller) -> Empty:
         """Place files that were sent whole; volumes of the first form are written so."""
-        self._uploads.put_whole(request)
-        return Empty()
+        return await self._uploads.put_whole(request, caller)
+
+
+def _is_leaf(path: Path) -> bool:
+    """Whether all of a tree is copied when this is: a file, or a folder that has nothing in it."""
+    return path.is_file() or (path.is_dir() and not any(path.iterdir()))
 
 
 def _is_folder(path: Path) -> bool:

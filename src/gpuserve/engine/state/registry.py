@@ -8,15 +8,17 @@ versions defined is kept beside, for rollbacks and for look-ups of a certain ver
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from dataclasses import fields
+from typing import Any, TypeVar
 
 from gpuserve.engine.protocol import api_pb2
 from gpuserve.engine.state.ids import new_id
-from gpuserve.engine.state.variants import apply_options
+from gpuserve.engine.state.records import App, Function, ModalClass, Stated
 from gpuserve.engine.store import Store
 
-__all__ = ["App", "Deployment", "Function", "ModalClass", "Registry", "Stated"]
+__all__ = ["Registry"]
 
 # An app's older versions are kept for rollbacks. Source: our choice; Modal states no number.
 _MOST_VERSIONS = 100
@@ -41,172 +43,7 @@ _FORGET = (
     "DELETE FROM versions WHERE app_id = ?",
 )
 
-LIVE = frozenset(
-    {
-        api_pb2.APP_STATE_EPHEMERAL,
-        api_pb2.APP_STATE_DETACHED,
-        api_pb2.APP_STATE_DETACHED_DISCONNECTED,
-        api_pb2.APP_STATE_DEPLOYED,
-        api_pb2.APP_STATE_INITIALIZING,
-    }
-)
-
-
-@dataclass(slots=True)
-class Deployment:
-    """One AppPublish of a deployed app; ``commit`` is its CommitInfo, in hexadecimal."""
-
-    version: int
-    deployed_at: float
-    client_version: str = ""
-    tag: str = ""
-    commit: str = ""
-    rollback_version: int = 0
-    staged: bool = False
-    function_ids: dict[str, str] = field(default_factory=dict)
-    class_ids: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class App:
-    """One app, ephemeral or deployed.
-
-    Attributes:
-        heartbeat_at: When its client was last heard of, in the seconds of a monotonic clock.
-        version: The number of the deployment in force; 0 before the first.
-    """
-
-    id: str
-    environment: str
-    description: str
-    state: int
-    created_at: float
-    name: str = ""
-    deployed_at: float = 0.0
-    stopped_at: float = 0.0
-    heartbeat_at: float = 0.0
-    tags: dict[str, str] = field(default_factory=dict)
-    function_ids: dict[str, str] = field(default_factory=dict)
-    class_ids: dict[str, str] = field(default_factory=dict)
-    history: list[Deployment] = field(default_factory=list)
-    version: int = 0
-
-    @property
-    def is_live(self) -> bool:
-        """Whether the app may run containers."""
-        return self.state in LIVE
-
-    @property
-    def is_deployed(self) -> bool:
-        """Whether the app outlives its client."""
-        return self.state == api_pb2.APP_STATE_DEPLOYED
-
-    @property
-    def newest(self) -> int:
-        """The number of the newest deployment, staged ones included; 0 before the first."""
-        return self.history[-1].version if self.history else 0
-
-    def past(self, version: int) -> Deployment | None:
-        """The deployment of that number."""
-        return next((one for one in self.history if one.version == version), None)
-
-    def to_json(self) -> str:
-        """The app as it is stored."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> App:
-        """Read back what `to_json` wrote."""
-        body: dict[str, Any] = json.loads(text)
-        history = [Deployment(**one) for one in body.pop("history")]
-        version = body.pop("version", history[-1].version if history else 0)
-        return cls(**body, history=history, version=version)
-
-
-@dataclass(frozen=True, slots=True)
-class Stated:
-    """What one version says of a function."""
-
-    definition: api_pb2.Function
-    data: api_pb2.FunctionData
-    definition_id: str
-
-
-@dataclass(slots=True)
-class Function:
-    """One function, a variant of one, or one as an older version of its app had it.
-
-    Attributes:
-        staged: What the next publish puts in force.
-        base_id: Of a variant: the function whose parameters or options it changes.
-        pinned: Of an older version's function: the number of that version; ``origin_id`` is today's function.
-        retired: The version in force has it no more; what waits for it is still run.
-    """
-
-    id: str
-    app_id: str
-    name: str
-    definition: api_pb2.Function = field(default_factory=api_pb2.Function)
-    data: api_pb2.FunctionData = field(default_factory=api_pb2.FunctionData)
-    staged: Stated | None = None
-    overrides: api_pb2.AutoscalerSettings = field(default_factory=api_pb2.AutoscalerSettings)
-    base_id: str = ""
-    serialized_params: bytes = b""
-    options: bytes = b""
-    pinned: int = 0
-    origin_id: str = ""
-    retired: bool = False
-    definition_id: str = ""
-    web_urls: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def stated(self) -> Stated:
-        """What is in force for it now."""
-        return Stated(self.definition, self.data, self.definition_id)
-
-    @property
-    def place(self) -> tuple[str, bytes, bytes]:
-        """What makes a variant the same variant."""
-        return self.base_id, self.serialized_params, self.options
-
-    def put_in_force(self, stated: Stated) -> None:
-        """Make *stated* what its next containers run."""
-        self.definition, self.data, self.definition_id = stated.definition, stated.data, stated.definition_id
-        self.overrides = api_pb2.AutoscalerSettings()
-
-    def follow(self, base: Function) -> None:
-        """Of a variant: be *base* as it is now, under these options."""
-        self.definition = api_pb2.Function()
-        self.definition.CopyFrom(base.definition)
-        apply_options(api_pb2.FunctionOptions.FromString(self.options), self.definition)
-        self.data, self.definition_id, self.web_urls = base.data, base.definition_id, dict(base.web_urls)
-        self.retired = base.retired
-
-    def meta(self) -> str:
-        """The small fields as they are stored."""
-        return json.dumps(
-            {
-                "name": self.name,
-                "base_id": self.base_id,
-                "serialized_params": self.serialized_params.hex(),
-                "options": self.options.hex(),
-                "overrides": self.overrides.SerializeToString().hex(),
-                "pinned": self.pinned,
-                "origin_id": self.origin_id,
-                "retired": self.retired,
-                "definition_id": self.definition_id,
-                "web_urls": self.web_urls,
-            }
-        )
-
-
-@dataclass(slots=True)
-class ModalClass:
-    """A class: a name for the function that runs it."""
-
-    id: str
-    app_id: str
-    function_id: str
+_Kept = TypeVar("_Kept", App, Function, ModalClass)
 
 
 class Registry:
@@ -220,13 +57,26 @@ class Registry:
         self.functions: dict[str, Function] = {}
         self.classes: dict[str, ModalClass] = {}
         self.bound: dict[tuple[str, bytes, bytes], str] = {}
-        for (text,) in store.query("SELECT body FROM apps"):
-            app = App.from_json(text)
-            self.apps[app.id] = app
-        for row in store.query("SELECT id, app_id, definition, data, meta FROM functions"):
+        self.reread()
+
+    def reread(self) -> None:
+        """Be again what the store has, where a transaction did not come about; what was never stored stays."""
+        stored = {
+            app.id: app for app in (App.from_json(text) for (text,) in self._store.query("SELECT body FROM apps"))
+        }
+        for app in list(self.apps.values()):
+            if app.is_deployed and app.id not in stored:
+                del self.apps[app.id]
+        for app in stored.values():
+            _take_in(self.apps, app, keep={"heartbeat_at"})
+        for row in self._store.query("SELECT id, app_id, definition, data, meta FROM functions"):
             self._read_function(*row)
-        for class_id, app_id, function_id in store.query("SELECT id, app_id, function_id FROM classes"):
-            self.classes[class_id] = ModalClass(class_id, app_id, function_id)
+        for class_id, app_id, function_id in self._store.query("SELECT id, app_id, function_id FROM classes"):
+            _take_in(self.classes, ModalClass(class_id, app_id, function_id))
+
+    def after_commit(self, action: Callable[[], None]) -> None:
+        """Run *action* once the present transaction is on disk; not at all if it does not come about."""
+        self._store.after_commit(action)
 
     def _read_function(self, function_id: str, app_id: str, definition: bytes, data: bytes, meta: str) -> None:
         fields: dict[str, Any] = json.loads(meta)
@@ -246,7 +96,7 @@ class Registry:
             definition_id=fields["definition_id"],
             web_urls=fields["web_urls"],
         )
-        self.functions[function.id] = function
+        _take_in(self.functions, function, keep={"staged"})
         if function.base_id:
             self.bound[function.place] = function.id
 
@@ -390,3 +240,11 @@ class Registry:
         for old in stopped[:-_MOST_STOPPED]:
             del self.apps[old.id]
             self._store.execute("DELETE FROM apps WHERE id = ?", (old.id,))
+
+
+def _take_in(known: dict[str, _Kept], fresh: _Kept, keep: AbstractSet[str] = frozenset()) -> None:
+    """Give the object of the same id, to which others hold on, the values of *fresh*, but for those to *keep*."""
+    one = known.setdefault(fresh.id, fresh)
+    for slot in fields(fresh):
+        if slot.name not in keep:
+            setattr(one, slot.name, getattr(fresh, slot.name))

@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from gpuserve.engine.protocol import api_pb2
-from gpuserve.engine.state.registry import Function, Registry
+from gpuserve.engine.state.records import Function
+from gpuserve.engine.state.registry import Registry
 from gpuserve.engine.workers.host_image import ImagePlan
 from gpuserve.engine.workers.launcher import ContainerSpec, SourceFile, VolumeBind
 from gpuserve.engine.workers.server_port import refuse_taken_port

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gpuserve.engine.workers.links import Links
-from gpuserve.exceptions import EngineError
+from gpuserve.exceptions import EngineError, StateError
 
 __all__ = ["Container", "ContainerSpec", "Launcher", "SourceFile", "VolumeBind"]
 
@@ -28,6 +30,7 @@ _START_TIMEOUT_S = 30.0
 _READ_BYTES = 65536
 # How long killed containers may take to be gone; one that hangs in the kernel is left to it.
 _END_TIMEOUT_S = 10.0
+_LOCK_EVERY_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +108,16 @@ class Container:
 class Launcher:
     """The pre-forked process, and the containers forked from it."""
 
-    def __init__(self, folder: Path, *, isolation: str = "auto", hidden: tuple[Path, ...] = ()) -> None:
+    def __init__(self, folder: Path, lock: Path, *, isolation: str = "auto", hidden: tuple[Path, ...] = ()) -> None:
         """Containers get a folder each under *folder*.
 
         Args:
             folder: A folder of this engine's run alone.
+            lock: A file that is locked as long as any container runs, whatever becomes of the engine.
             isolation: ``"auto"``, ``"namespaces"`` or ``"links"``.
             hidden: The engine's own folders, which no container sees.
         """
-        self._folder, self._wanted, self._hidden = folder, isolation, hidden
+        self._folder, self._lock, self._wanted, self._hidden = folder, lock, isolation, hidden
         self._links = Links(folder / "linked", hidden)
         self._containers: dict[str, Container] = {}
         self._started: dict[str, asyncio.Future[int]] = {}
@@ -131,12 +135,14 @@ class Launcher:
         return str(self._about.get("ready", "unknown"))
 
     async def start(self) -> None:
-        """Start the pre-forked process and wait until it is ready.
+        """Wait until no container of an earlier engine runs, then start the pre-forked process.
 
         Raises:
             EngineError: If it does not come up, or the machine does not allow the isolation asked for.
+            StateError: If the earlier engine's containers do not end.
         """
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = await _alone(self._lock)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MODAL_")}
@@ -150,12 +156,14 @@ class Launcher:
             str(os.getpid()),
             str(self._folder),
             self._wanted,
-            pass_fds=(theirs.fileno(),),
+            str(lock),
+            pass_fds=(theirs.fileno(), lock),
             env=environment,
             start_new_session=True,
             stdin=asyncio.subprocess.DEVNULL,
         )
         theirs.close()
+        os.close(lock)
         self._socket = ours
         ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._reader = asyncio.ensure_future(self._read(ready))
@@ -312,6 +320,25 @@ class Launcher:
             if not container.ended.done():
                 container.ended.set_result(-signal.SIGKILL)
         await asyncio.gather(*self._jobs)
+
+
+async def _alone(path: Path) -> int:
+    """Take the lock that an earlier engine's containers hold until the last of them has ended."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    give_up = time.monotonic() + _END_TIMEOUT_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > give_up:
+                os.close(lock)
+                raise StateError(
+                    f"containers of an engine that was killed have not ended within {_END_TIMEOUT_S:.0f} s: they hold "
+                    f"{path}. See who does with `fuser {path}`, end it, and start the engine again."
+                ) from error
+            await asyncio.sleep(_LOCK_EVERY_S)  # noqa: TID251 (the kernel tells nobody that a lock came free)
+        else:
+            return lock
 
 
 class _LogReader(asyncio.Protocol):

@@ -1,7 +1,7 @@
 """The plain HTTP side door for large bodies: blobs and volume blocks, on loopback.
 
 Each URL is a capability: it names one file and one action, and carries a signature that only this
-engine's process can make.
+engine can make: the process, or the successor of one that was killed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from gpuserve.engine.workers.durable_files import place_file
+from gpuserve.engine.durable_files import make_folder, place_file
 from gpuserve.exceptions import EngineError
 
 __all__ = ["ObjectServer"]
@@ -31,26 +31,31 @@ _MOST_RANGES = 100_000
 class ObjectServer:
     """Serves ``PUT`` and ``GET`` of objects in one folder, and ranges of other files."""
 
-    def __init__(self, folder: Path) -> None:
-        """Keep objects in *folder*."""
+    def __init__(self, folder: Path, key: bytes, port: int = 0) -> None:
+        """Keep objects in *folder*; *key* signs the URLs, at *port* where that is free."""
         self._folder = folder
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._key = secrets.token_bytes(32)
+        make_folder(folder)
+        self.key, self.port = key, port
         self._runner: web.AppRunner | None = None
         self._base = ""
         self._ranges: dict[str, tuple[Path, int, int]] = {}
 
     async def start(self) -> None:
-        """Listen on a free loopback port."""
+        """Listen on loopback."""
         app = web.Application()
         app.router.add_put("/o/{name}/{signature}", self._put)
         app.router.add_get("/o/{name}/{signature}", self._get)
         app.router.add_get("/r/{name}", self._get_range)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
-        await site.start()
-        self._base = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        try:
+            await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
+        except OSError:
+            # somebody else has the port now, and may have been sent URLs that were meant for us
+            self.key = secrets.token_bytes(32)
+            await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.port = self._runner.addresses[0][1]
+        self._base = f"http://127.0.0.1:{self.port}"
 
     async def close(self) -> None:
         """Stop listening."""
@@ -58,7 +63,7 @@ class ObjectServer:
             await self._runner.cleanup()
 
     def _sign(self, action: str, name: str) -> str:
-        return hmac.new(self._key, f"{action} {name}".encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self.key, f"{action} {name}".encode(), hashlib.sha256).hexdigest()
 
     def path(self, name: str) -> Path:
         """The file of an object.

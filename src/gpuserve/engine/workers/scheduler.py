@@ -20,7 +20,8 @@ from gpuserve.engine.state.autoscaler import Scaling, desired_containers, scalin
 from gpuserve.engine.state.calls import Call, CallTable, Input, Retry, failure
 from gpuserve.engine.state.ids import new_id
 from gpuserve.engine.state.logs import Logs, Source
-from gpuserve.engine.state.registry import Function, Registry
+from gpuserve.engine.state.records import Function
+from gpuserve.engine.state.registry import Registry
 from gpuserve.engine.state.variants import needs_parameters
 from gpuserve.engine.workers.deadlines import INTERRUPT_EVERY_S, STOP_GRACE_S, Deadlines
 from gpuserve.engine.workers.launcher import ContainerSpec, Launcher

@@ -1,7 +1,7 @@
 """The pre-forked process: it has imported Modal's container runtime, and forks containers on request.
 
-Started by `launcher.py` as ``python -m gpuserve.engine.workers.zygote FD ENGINE_PID FOLDER ISOLATION``.
-It has one thread, holds none of the engine's descriptors but its socket, and dies with the engine.
+Started by `launcher.py` as ``python -m gpuserve.engine.workers.zygote FD ENGINE_PID FOLDER ISOLATION LOCK``.
+It has one thread, holds none of the engine's descriptors but its socket and a lock, and dies with the engine.
 """
 
 from __future__ import annotations
@@ -101,4 +101,6 @@ def _end_orphans(wardens: set[int]) -> None:
 
 
 if __name__ == "__main__":
+    # held until this process and all that it forks have ended: the next engine waits for that
+    os.set_inheritable(int(sys.argv[5]), False)
     main(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
