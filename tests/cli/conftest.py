@@ -153,7 +153,7 @@ def new_cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
     def make(home: Path | None = None, state: Path | None = None) -> Cli:
         folder = tmp_path_factory.mktemp("cli")
         if state is not None:
-            home = shutil.copytree(state, folder / "home")
+            home = shutil.copytree(state, folder / "home", ignore=shutil.ignore_patterns("*.sock"))
         made.append(Cli(folder, home or folder / "home"))
         return made[-1]
 

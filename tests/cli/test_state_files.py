@@ -22,7 +22,7 @@ def test_a_state_file_cut_short_is_refused_left_alone_and_opens_once_it_is_resto
     settle(cli.home)
     file = cli.home / "engine.sqlite3"
     whole = file.read_bytes()
-    file.write_bytes(whole[: len(whole) // 2])
+    file.write_bytes(whole[: len(whole) // 2 // 4096 * 4096])  # between two pages
     before = cli.state()
 
     told = cli.refused("local", "up")
@@ -39,7 +39,7 @@ def test_a_state_file_cut_short_is_refused_left_alone_and_opens_once_it_is_resto
 
 @pytest.mark.parametrize("kept", [0, 1, 15, 16, 100, 4095, 4096, 4097, 0.25, 0.5, 0.75, -4096, -1])
 def test_no_length_of_a_state_file_but_its_own_is_opened(kept, deployed, tmp_path):
-    state = shutil.copytree(deployed, tmp_path / "state")
+    state = shutil.copytree(deployed, tmp_path / "state", ignore=shutil.ignore_patterns("*.sock"))
     settle(state)
     file = state / "engine.sqlite3"
     whole = file.read_bytes()
@@ -54,7 +54,7 @@ def test_no_length_of_a_state_file_but_its_own_is_opened(kept, deployed, tmp_pat
 
 @pytest.mark.parametrize("first", [0, 4096, 8192])
 def test_a_page_of_random_bytes_is_refused_and_left_alone(first, deployed, tmp_path):
-    state = shutil.copytree(deployed, tmp_path / "state")
+    state = shutil.copytree(deployed, tmp_path / "state", ignore=shutil.ignore_patterns("*.sock"))
     settle(state)
     file = state / "engine.sqlite3"
     content = bytearray(file.read_bytes())
@@ -83,7 +83,7 @@ def test_a_state_of_a_newer_release_is_refused_and_left_alone(new_cli, deployed)
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.3, 0.5, 0.7])
 def test_a_flipped_byte_of_the_log_is_found_where_finished_work_lies_behind_it(share, deployed, tmp_path):
-    state = shutil.copytree(deployed, tmp_path / "state")
+    state = shutil.copytree(deployed, tmp_path / "state", ignore=shutil.ignore_patterns("*.sock"))
     log = state / "engine.sqlite3-wal"
     broken = bytearray(log.read_bytes())
     broken[int(len(broken) * share)] ^= 0xFF

@@ -1,7 +1,9 @@
 """State folders that cannot be written: one clear error each, with the way out, and nothing lost."""
 
 import contextlib
+import functools
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -183,15 +185,18 @@ def test_a_disk_that_fills_up_midway_fails_the_write_alone(disk):
             {"GPUSERVE_HOME": None, "XDG_STATE_HOME": None, "HOME": "/proc/no-home"},
             ["/proc/no-home/.local/state/gpuserve", "Set GPUSERVE_HOME"],
         ),
-        ({"TMPDIR": "/tmp/" + "long" * 30}, ["too long a path for sockets", "Set TMPDIR to a shorter path"]),
+        (
+            {"GPUSERVE_HOME": "/tmp/" + "home" * 30, "TMPDIR": "/tmp/" + "long" * 30},
+            ["too long a path for sockets", "Set GPUSERVE_HOME or TMPDIR to a shorter path"],
+        ),
     ],
-    ids=["under proc", "a device", "under a file", "too long", "HOME empty", "HOME missing", "TMPDIR too long"],
+    ids=["under proc", "a device", "under a file", "too long", "HOME empty", "HOME missing", "both too long"],
 )
 def test_an_environment_without_a_usable_folder_is_refused_by_name(variables, words, cli, request):
     if "TMPDIR" in variables:
-        long = Path(variables["TMPDIR"])
-        long.mkdir(exist_ok=True)
-        request.addfinalizer(long.rmdir)
+        for long in variables.values():
+            Path(long).mkdir(exist_ok=True)
+            request.addfinalizer(functools.partial(shutil.rmtree, long))
 
     told = cli.refused("local", "up", **variables)
 
