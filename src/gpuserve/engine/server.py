@@ -100,7 +100,7 @@ class LocalEngine:
         self._thread.start()
         try:
             is_ready = ready.wait(_START_TIMEOUT_S)
-        except (KeyboardInterrupt, SystemExit):
+        except KeyboardInterrupt:
             ready.wait(_START_TIMEOUT_S)  # a moment: what has begun to start can only be stopped once it has
             self.close()
             raise

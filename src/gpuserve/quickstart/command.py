@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import signal
-import sys
 from contextlib import ExitStack
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -70,9 +69,9 @@ def run(*, limit: int | None = None, serve: bool = False, as_json: bool = False)
         raise click.ClickException(str(error)) from error
 
 
-def _leave(number: int, _frame: FrameType | None) -> NoReturn:
+def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
     """End as after Ctrl-C: the containers are stopped and the temporary folders removed."""
-    sys.exit(128 + number)
+    raise KeyboardInterrupt
 
 
 def _on_engine(engine: LocalEngine, console: Console, clock: Clock, *, limit: int, serve: bool, as_json: bool) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from grpclib.exceptions import GRPCError
+
 from gpuserve.engine.protocol import api_pb2
 from gpuserve.engine.state.records import Function
 from gpuserve.engine.state.registry import Registry
@@ -50,7 +52,17 @@ class Assembly:
     door_url: Callable[[Task], str]
 
     def compose(self, task: Task, function: Function) -> ContainerSpec:
-        """Everything for one container of *function*."""
+        """Everything for one container of *function*.
+
+        Raises:
+            EngineError: If something that the definition names is not there any more.
+        """
+        try:
+            return self._compose(task, function)
+        except GRPCError as error:  # what the services say to a client, of whom there is none here
+            raise EngineError(error.message) from error
+
+    def _compose(self, task: Task, function: Function) -> ContainerSpec:
         definition = function.definition
         refuse_taken_port(definition)
         app = self.registry.apps[function.app_id]

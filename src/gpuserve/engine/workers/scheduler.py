@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from grpclib.exceptions import GRPCError
 from grpclib.server import Server
 
 from gpuserve.engine.protocol import api_pb2
@@ -237,11 +236,10 @@ class Scheduler:
             if task.is_leaving():  # since a moment ago
                 task.container.kill()
             code = await task.container.wait()
-        except (EngineError, GRPCError, OSError) as error:
-            reason = (error.message or "") if isinstance(error, GRPCError) else str(error)
-            self.logs.say(task.app_id, f"{reason}\n", self._source(task, function))
+        except (EngineError, OSError) as error:
+            self.logs.say(task.app_id, f"{error}\n", self._source(task, function))
             if not task.failed_start:
-                self.start_failed(task, failure(reason, _Status.GENERIC_STATUS_INIT_FAILURE))
+                self.start_failed(task, failure(str(error), _Status.GENERIC_STATUS_INIT_FAILURE))
         finally:
             self.logs.forget_task(task.app_id, self._source(task, function))
             self._ended(task, code)
