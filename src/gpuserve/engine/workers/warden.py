@@ -7,6 +7,7 @@ says so, elsewhere because orphans fall to the nearest subreaper.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -35,9 +36,9 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM)
 _END = signal.SIGQUIT
 
 
-def die_with_parent() -> None:
-    """Let the kernel kill this process when the one that started it ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when the one that started it ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def keep_orphans() -> None:
@@ -75,7 +76,8 @@ class Warden:
         finally:
             sys.stderr.flush()
             self._end_all()
-            self.control.send(json.dumps({"task_id": task_id, "exit": code}).encode())
+            with contextlib.suppress(OSError):  # nobody is there to be told
+                self.control.send(json.dumps({"task_id": task_id, "exit": code}).encode())
             os._exit(0)
 
     def _run(self) -> int:

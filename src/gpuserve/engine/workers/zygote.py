@@ -27,13 +27,35 @@ __all__ = ["main"]
 
 
 def main(control: socket.socket, engine_pid: int, folder: Path, wanted: str) -> None:
-    """Serve requests until the engine is gone."""
-    die_with_parent()
+    """Serve requests until the engine is gone, then see every container to its end."""
     keep_orphans()
-    if os.getppid() != engine_pid:
-        return
+    # the socket's end tells as well, unless a fork of the engine's process holds it open
+    signal.signal(signal.SIGTERM, lambda _number, _frame: None)
+    die_with_parent(signal.SIGTERM)
+    lifeline, held = os.pipe2(os.O_CLOEXEC)  # its other end closes when this process leaves
+    me = os.getpid()
+    wardens: dict[int, str] = {}
+    try:
+        _serve(control, engine_pid, folder, wanted, (lifeline, held), wardens)
+    except ConnectionError:
+        pass  # the engine has gone in the middle of a message
+    finally:
+        if os.getpid() == me:
+            os.close(held)
+            _wait_for(wardens)
+
+
+def _serve(
+    control: socket.socket,
+    engine_pid: int,
+    folder: Path,
+    wanted: str,
+    lifeline: tuple[int, int],
+    wardens: dict[int, str],
+) -> None:
     wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+    signal.set_wakeup_fd(wake_write)
     runtime = container_runtime()
     installed()  # read now, so that no container has to
     try:
@@ -41,12 +63,9 @@ def main(control: socket.socket, engine_pid: int, folder: Path, wanted: str) -> 
     except EngineError as error:
         control.send(json.dumps({"refused": str(error)}).encode())
         return
-    signal.set_wakeup_fd(wake_write)
-    lifeline, held = os.pipe2(os.O_CLOEXEC)  # its other end closes when this process ends
-    wardens: dict[int, str] = {}
     about = {"ready": str(isolation), "mounts": isolation.mounts, "pids": isolation.pids}
     control.send(json.dumps(about).encode())
-    while True:
+    while os.getppid() == engine_pid:
         readable, _, _ = select.select([control.fileno(), wake_read], [], [])
         if wake_read in readable:
             os.read(wake_read, 4096)
@@ -59,15 +78,26 @@ def main(control: socket.socket, engine_pid: int, folder: Path, wanted: str) -> 
             pid = isolation.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
-                for inherited in (held, wake_read, wake_write):
+                for inherited in (lifeline[1], wake_read, wake_write):
                     os.close(inherited)
                 place = folder / task_id
                 main_of_it = partial(become_container, runtime, isolation, place)
-                Warden(isolation, place, (descriptors[0], descriptors[1]), control, lifeline, main_of_it).run()
+                Warden(isolation, place, (descriptors[0], descriptors[1]), control, lifeline[0], main_of_it).run()
             for descriptor in descriptors:
                 os.close(descriptor)
             wardens[pid] = task_id
             control.send(json.dumps({"task_id": task_id, "pid": pid}).encode())
+
+
+def _wait_for(wardens: dict[int, str]) -> None:
+    """Wait until every container's first process has ended what is its, and itself."""
+    while True:
+        _end_orphans(set(wardens))
+        try:
+            pid, _status = os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
+        wardens.pop(pid, None)
 
 
 def _reap(control: socket.socket, wardens: dict[int, str], isolation: Isolation) -> None:
