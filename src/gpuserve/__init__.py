@@ -13,18 +13,29 @@ if TYPE_CHECKING:
     from gpuserve.builders.batched import BatchedMethod as BatchedMethod
     from gpuserve.builders.batched import batched as batched
     from gpuserve.builders.lowering import register as register
+    from gpuserve.builders.lowering import register_weights as register_weights
+    from gpuserve.builders.lowering import weights_volumes as weights_volumes
     from gpuserve.builders.server import WarmModelServer as WarmModelServer
     from gpuserve.builders.streaming import StreamingMethod as StreamingMethod
     from gpuserve.builders.streaming import streaming as streaming
+    from gpuserve.builders.weights import VolumeWeightsCache as VolumeWeightsCache
     from gpuserve.exceptions import BatchError as BatchError
+    from gpuserve.exceptions import ChecksumMismatchError as ChecksumMismatchError
     from gpuserve.exceptions import DeadlineError as DeadlineError
     from gpuserve.exceptions import DeclarationError as DeclarationError
+    from gpuserve.exceptions import DiskFullError as DiskFullError
     from gpuserve.exceptions import EngineError as EngineError
+    from gpuserve.exceptions import GatedSourceError as GatedSourceError
     from gpuserve.exceptions import GpuserveError as GpuserveError
     from gpuserve.exceptions import QueueFullError as QueueFullError
     from gpuserve.exceptions import RegistrationError as RegistrationError
     from gpuserve.exceptions import RequestError as RequestError
     from gpuserve.exceptions import StateError as StateError
+    from gpuserve.exceptions import UnsafeWeightsError as UnsafeWeightsError
+    from gpuserve.exceptions import WeightsCorruptError as WeightsCorruptError
+    from gpuserve.exceptions import WeightsError as WeightsError
+    from gpuserve.exceptions import WeightsNotFoundError as WeightsNotFoundError
+    from gpuserve.exceptions import WeightsSourceError as WeightsSourceError
     from gpuserve.specs.batching import Batching as Batching
     from gpuserve.specs.budget import Budget as Budget
     from gpuserve.specs.gpu import Gpu as Gpu
@@ -32,20 +43,30 @@ if TYPE_CHECKING:
     from gpuserve.specs.image import ImageSpec as ImageSpec
     from gpuserve.specs.scaling import Scaling as Scaling
     from gpuserve.specs.secret import SecretSpec as SecretSpec
+    from gpuserve.specs.source import AdapterSource as AdapterSource
+    from gpuserve.specs.source import FolderSource as FolderSource
+    from gpuserve.specs.source import HubSource as HubSource
+    from gpuserve.specs.source import VolumeSource as VolumeSource
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AdapterSource": "gpuserve.specs.source",
     "BatchError": "gpuserve.exceptions",
     "BatchedMethod": "gpuserve.builders.batched",
     "Batching": "gpuserve.specs.batching",
     "Budget": "gpuserve.specs.budget",
+    "ChecksumMismatchError": "gpuserve.exceptions",
     "DeadlineError": "gpuserve.exceptions",
     "DeclarationError": "gpuserve.exceptions",
+    "DiskFullError": "gpuserve.exceptions",
     "EngineError": "gpuserve.exceptions",
+    "FolderSource": "gpuserve.specs.source",
+    "GatedSourceError": "gpuserve.exceptions",
     "Gpu": "gpuserve.specs.gpu",
     "GpuserveError": "gpuserve.exceptions",
     "Http": "gpuserve.specs.http",
+    "HubSource": "gpuserve.specs.source",
     "ImageSpec": "gpuserve.specs.image",
     "QueueFullError": "gpuserve.exceptions",
     "RegistrationError": "gpuserve.exceptions",
@@ -53,24 +74,39 @@ _HOMES = {
     "Scaling": "gpuserve.specs.scaling",
     "SecretSpec": "gpuserve.specs.secret",
     "StateError": "gpuserve.exceptions",
-    "WarmModelServer": "gpuserve.builders.server",
     "StreamingMethod": "gpuserve.builders.streaming",
+    "UnsafeWeightsError": "gpuserve.exceptions",
+    "VolumeSource": "gpuserve.specs.source",
+    "VolumeWeightsCache": "gpuserve.builders.weights",
+    "WarmModelServer": "gpuserve.builders.server",
+    "WeightsCorruptError": "gpuserve.exceptions",
+    "WeightsError": "gpuserve.exceptions",
+    "WeightsNotFoundError": "gpuserve.exceptions",
+    "WeightsSourceError": "gpuserve.exceptions",
     "batched": "gpuserve.builders.batched",
     "register": "gpuserve.builders.lowering",
+    "register_weights": "gpuserve.builders.lowering",
     "streaming": "gpuserve.builders.streaming",
+    "weights_volumes": "gpuserve.builders.lowering",
 }
 
 __all__ = [
+    "AdapterSource",
     "BatchError",
     "BatchedMethod",
     "Batching",
     "Budget",
+    "ChecksumMismatchError",
     "DeadlineError",
     "DeclarationError",
+    "DiskFullError",
     "EngineError",
+    "FolderSource",
+    "GatedSourceError",
     "Gpu",
     "GpuserveError",
     "Http",
+    "HubSource",
     "ImageSpec",
     "QueueFullError",
     "RegistrationError",
@@ -79,11 +115,20 @@ __all__ = [
     "SecretSpec",
     "StateError",
     "StreamingMethod",
+    "UnsafeWeightsError",
+    "VolumeSource",
+    "VolumeWeightsCache",
     "WarmModelServer",
+    "WeightsCorruptError",
+    "WeightsError",
+    "WeightsNotFoundError",
+    "WeightsSourceError",
     "__version__",
     "batched",
     "register",
+    "register_weights",
     "streaming",
+    "weights_volumes",
 ]
 
 

@@ -8,6 +8,14 @@ GpuserveError
 │   ├── QueueFullError      the server's bounded queue is full
 │   └── DeadlineError       the request's deadline passed before it was answered
 ├── BatchError              `predict` broke its contract (wrong number of answers)
+├── WeightsError            model weights cannot be fetched, trusted or found
+│   ├── WeightsSourceError  where they come from refused, or is not there
+│   │   └── GatedSourceError        ... until its terms are accepted, or without a token
+│   ├── ChecksumMismatchError       a file is not what its digest says
+│   ├── UnsafeWeightsError          pickles or code that nobody allowed by name
+│   ├── WeightsCorruptError         a snapshot, a manifest or a header is damaged
+│   ├── WeightsNotFoundError        nothing was published yet
+│   └── DiskFullError               no room; what was there before is whole
 └── EngineError             the local engine could not do what was asked
     ├── StateError          the state folder cannot be used as it is
     ├── ImageMismatchError  an image asks for packages that this interpreter does not have
@@ -21,9 +29,12 @@ from __future__ import annotations
 
 __all__ = [
     "BatchError",
+    "ChecksumMismatchError",
     "DeadlineError",
     "DeclarationError",
+    "DiskFullError",
     "EngineError",
+    "GatedSourceError",
     "GpuserveError",
     "ImageMismatchError",
     "PortInUseError",
@@ -31,6 +42,11 @@ __all__ = [
     "RegistrationError",
     "RequestError",
     "StateError",
+    "UnsafeWeightsError",
+    "WeightsCorruptError",
+    "WeightsError",
+    "WeightsNotFoundError",
+    "WeightsSourceError",
 ]
 
 
@@ -95,6 +111,107 @@ class DeadlineError(RequestError):
 
 class BatchError(GpuserveError):
     """A batched method broke its contract, e.g. answered 3 items with 2 values."""
+
+
+class WeightsError(GpuserveError):
+    """Model weights cannot be fetched, trusted or found."""
+
+
+class WeightsSourceError(WeightsError):
+    """Where the weights come from refused, broke off, or does not have them."""
+
+
+class GatedSourceError(WeightsSourceError):
+    """The repository asks for accepted terms or for a token; the message says where and how."""
+
+
+class ChecksumMismatchError(WeightsError):
+    """A file's content is not the one that was promised.
+
+    Attributes:
+        file: The file, by its path in the repository.
+        expected: The digest that it must have.
+        got: The digest that it has.
+    """
+
+    def __init__(self, file: str, expected: str, got: str) -> None:
+        """Name the file and both digests."""
+        self.file, self.expected, self.got = file, expected, got
+        super().__init__(
+            f"{file} is not what was promised: expected {expected}, got {got}; "
+            f"it is not used. Fetch again: gpuserve weights fetch"
+        )
+
+    def __reduce__(self) -> tuple[type[ChecksumMismatchError], tuple[str, str, str]]:
+        """Pickle by all three fields."""
+        return type(self), (self.file, self.expected, self.got)
+
+
+class UnsafeWeightsError(WeightsError):
+    """Files that can run code when they are loaded, and that nobody allowed by name.
+
+    Attributes:
+        files: Their paths in the repository.
+    """
+
+    def __init__(self, files: tuple[str, ...], reason: str = "") -> None:
+        """Name the files, the safe format and the way to allow them."""
+        self.files, self.reason = tuple(files), reason
+        named = ", ".join(self.files)
+        allowed = ", ".join(f'"{one}"' for one in self.files)
+        super().__init__(
+            f"{named} can run code when loaded{f' ({reason})' if reason else ''}. "
+            f"Convert to safetensors, take a repository that has them, or, if you trust every byte, "
+            f"allow them by name: allow_unsafe=({allowed},)"
+        )
+
+    def __reduce__(self) -> tuple[type[UnsafeWeightsError], tuple[tuple[str, ...], str]]:
+        """Pickle by both fields."""
+        return type(self), (self.files, self.reason)
+
+
+class WeightsCorruptError(WeightsError):
+    """A snapshot on disk is damaged: a file, its header or the manifest.
+
+    Attributes:
+        file: What is damaged.
+        reason: How, with what was expected and what was found.
+    """
+
+    def __init__(self, file: str, reason: str) -> None:
+        """Name what is damaged and how."""
+        self.file, self.reason = file, reason
+        super().__init__(f"{file} is damaged: {reason}. It is not used; fetch again: gpuserve weights fetch")
+
+    def __reduce__(self) -> tuple[type[WeightsCorruptError], tuple[str, str]]:
+        """Pickle by both fields."""
+        return type(self), (self.file, self.reason)
+
+
+class WeightsNotFoundError(WeightsError, LookupError):
+    """Nothing was published under that name yet; the message says how to fetch it."""
+
+
+class DiskFullError(WeightsError):
+    """There is no room; what was there before is whole.
+
+    Attributes:
+        path: Where there is none.
+        need: Bytes that are still to be written.
+        free: Bytes that are free.
+    """
+
+    def __init__(self, path: str, need: int, free: int) -> None:
+        """Name the place, what is needed and what is free."""
+        self.path, self.need, self.free = path, need, free
+        super().__init__(
+            f"no room at {path}: {need:,} bytes are needed, {free:,} are free; "
+            f"make room (gpuserve weights prune) or take a larger disk. What was published before is whole"
+        )
+
+    def __reduce__(self) -> tuple[type[DiskFullError], tuple[str, int, int]]:
+        """Pickle by all three fields."""
+        return type(self), (self.path, self.need, self.free)
 
 
 class EngineError(GpuserveError):

@@ -1,0 +1,92 @@
+"""What runs in Modal functions on behalf of a cache; each is told its cache by its environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+from gpuserve.exceptions import WeightsError
+from gpuserve.runtime.ports import LeaseEntries, ModalVolume
+from gpuserve.runtime.weights.fetch import FetchReport, FetchRun, Progress
+from gpuserve.runtime.weights.lease import DictLease
+from gpuserve.runtime.weights.pruning import Listed, listed, pruned
+from gpuserve.runtime.weights.snapshot import open_snapshot
+from gpuserve.runtime.weights.store import WeightsStore
+from gpuserve.specs.weights import WeightsDeclaration
+
+__all__ = ["CACHE", "LEASES", "fetch_weights", "list_weights", "prune_weights", "verify_weights"]
+
+CACHE = "GPUSERVE_WEIGHTS_CACHE"
+LEASES = "gpuserve-weights-leases"
+_LOG_EVERY_S = 5.0
+
+
+def _cache() -> tuple[WeightsDeclaration, WeightsStore, ModalVolume]:
+    text = os.environ.get(CACHE)
+    if text is None:
+        raise WeightsError(f"{CACHE} is not set; declare this function with gpuserve.register_weights(app, cache)")
+    cache = WeightsDeclaration(**json.loads(text))
+    return cache, WeightsStore(Path(cache.mounted_at)), ModalVolume(cache.volume)
+
+
+def fetch_weights(refresh: bool = False) -> FetchReport:
+    """Fetch the cache's weights into its volume, unless they are there and whole."""
+    cache, store, volume = _cache()
+    run = FetchRun(store, cache.source, volume, DictLease(LeaseEntries(LEASES)), _Log(), cache.workers)
+    report = run.run(refresh=refresh)
+    _say({"event": "weights", "published": report.published, "snapshot": report.snapshot, "bytes": report.size})
+    return report
+
+
+def list_weights() -> list[Listed]:
+    """What the volume holds."""
+    _, store, volume = _cache()
+    volume.reload()
+    return listed(store)
+
+
+def verify_weights(snapshot: str = "") -> list[tuple[str, str]]:
+    """Every snapshot, or one, and what is wrong with it; nothing where it is whole."""
+    _, store, volume = _cache()
+    volume.reload()
+    found = []
+    for key in [snapshot] if snapshot else [one.snapshot for one in listed(store)]:
+        try:
+            open_snapshot(store.folder(key))
+            found.append((key, ""))
+        except WeightsError as error:
+            found.append((key, str(error)))
+    return found
+
+
+def prune_weights(keep: tuple[str, ...], apply: bool = False) -> list[str]:
+    """What is not to be kept, and what interrupted fetches left; removed where *apply* says so."""
+    _, store, volume = _cache()
+    volume.reload()
+    gone = pruned(store, keep, apply=apply)
+    if apply:
+        volume.commit()
+    return gone
+
+
+class _Log:
+    """Progress as lines of JSON, a few a minute."""
+
+    def __init__(self) -> None:
+        self._lock, self._next = threading.Lock(), time.monotonic() + _LOG_EVERY_S
+
+    def __call__(self, progress: Progress) -> None:
+        with self._lock:
+            if time.monotonic() < self._next:
+                return
+            self._next = time.monotonic() + _LOG_EVERY_S
+        _say({"event": "weights_progress", "file": progress.file, "done": progress.done, "total": progress.total})
+
+
+def _say(event: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,78 @@
+"""The header of a safetensors file, checked before any loader sees it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from gpuserve.exceptions import UnsafeWeightsError, WeightsCorruptError
+from gpuserve.runtime.weights.manifest import strict_json
+
+__all__ = ["check_safetensors"]
+
+# Source: safetensors 0.8.0, the format's own limit on a header.
+_LONGEST_HEADER = 100_000_000
+# Source: safetensors 0.8.0, `Dtype`; the bits of one element.
+_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32,
+    "F32": 32, "F64": 64, "I64": 64, "U64": 64, "C64": 64,
+}  # fmt: skip
+_MOST_DIMENSIONS = 64
+_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def check_safetensors(path: Path, name: str) -> None:
+    """Refuse a file whose header does not describe exactly its own bytes.
+
+    Raises:
+        UnsafeWeightsError: If it is a pickle under a safe name.
+        WeightsCorruptError: With what was expected, and what is there.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start.startswith(_PICKLES):
+            raise UnsafeWeightsError((name,), "a pickle under a safetensors name")
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > _LONGEST_HEADER or 8 + length > size:  # noqa: PLR2004 (the length's own 8 bytes)
+            raise WeightsCorruptError(
+                name, f"its header would be {length:,} bytes long, in a file of {size:,}; is the file cut off?"
+            )
+        header = strict_json(file.read(length), name)
+    if not isinstance(header, dict):
+        raise WeightsCorruptError(name, "its header is not a JSON object")
+    spans = [_span(key, entry, name) for key, entry in header.items() if key != "__metadata__"]
+    texts = header.get("__metadata__", {})
+    if not isinstance(texts, dict) or any(not isinstance(text, str) for text in texts.values()):
+        raise WeightsCorruptError(name, "__metadata__ is not a map of texts")
+    expected = 0
+    for begin, end in sorted(spans):
+        if begin != expected:
+            raise WeightsCorruptError(name, f"a tensor begins at byte {begin:,}, expected at {expected:,}")
+        expected = end
+    if 8 + length + expected != size:
+        raise WeightsCorruptError(name, f"its tensors end at byte {8 + length + expected:,}, the file at {size:,}")
+
+
+def _span(key: str, entry: Any, name: str) -> tuple[int, int]:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise WeightsCorruptError(name, f"the tensor {key[:80]!r} is not told by dtype, shape and data_offsets")
+    bits, shape, offsets = _BITS.get(str(entry["dtype"])), entry["shape"], entry["data_offsets"]
+    if bits is None:
+        raise WeightsCorruptError(name, f"the tensor {key[:80]!r} has the unknown type {str(entry['dtype'])[:40]!r}")
+    if not _counts(shape) or not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:  # noqa: PLR2004
+        raise WeightsCorruptError(name, f"the tensor {key[:80]!r} has a shape or offsets that cannot be")
+    got, needed = 8 * (offsets[1] - offsets[0]), bits * math.prod(shape)
+    if got != needed:
+        raise WeightsCorruptError(name, f"the tensor {key[:80]!r} needs {needed:,} bits and is given {got:,}")
+    return offsets[0], offsets[1]
+
+
+def _counts(values: Any) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) <= _MOST_DIMENSIONS
+        and all(type(one) is int and 0 <= one < 1 << 63 for one in values)
+    )

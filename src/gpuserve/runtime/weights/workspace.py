@@ -1,0 +1,247 @@
+"""The folder that one fetch works in, in the same volume: files by content, kept for whoever comes after a kill."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from gpuserve.exceptions import DiskFullError
+from gpuserve.runtime.weights.manifest import MANIFEST, SnapshotManifest
+from gpuserve.runtime.weights.snapshot import FILES
+from gpuserve.runtime.weights.steps import naming_a_full_disk, sync_file, sync_folder, write_new
+from gpuserve.runtime.weights.store import WeightsStore
+
+__all__ = ["Entry", "OversizedError", "Part", "Workspace"]
+
+_BLOCK = 1 << 20
+_LOCK = "lock"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file to fetch, and what the source says that it is.
+
+    Attributes:
+        path: Where it stands in the source.
+        size: Its bytes.
+        sha256: Its digest, where the source tells one.
+        git_oid: Its git object id, which the hub tells for small files.
+    """
+
+    path: str
+    size: int
+    sha256: str | None = None
+    git_oid: str | None = None
+
+    @property
+    def content(self) -> str:
+        """A name for the content, whatever the path: what was fetched for one path serves another."""
+        return f"sha256-{self.sha256}" if self.sha256 else f"git-{self.git_oid}-{self.size}"
+
+
+class OversizedError(OSError):
+    """More bytes came than the file has."""
+
+
+class Part:
+    """A file that grows as it is fetched, and knows its digests; what it holds already is read first."""
+
+    def __init__(self, path: Path, entry: Entry, on_bytes: Callable[[int], None] = lambda _count: None) -> None:
+        self.path, self.entry = path, entry
+        self._on_bytes = on_bytes
+        self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+b", buffering=0)
+        self._begin()
+        while block := self._file.read(_BLOCK):
+            self._count(block)
+        if self.size > entry.size:
+            self.restart()
+        self.came = 0
+        on_bytes(self.size)
+
+    def _begin(self) -> None:
+        self.size = 0
+        self._sha256 = hashlib.sha256()
+        self._git = hashlib.sha1(b"blob %d\0" % self.entry.size, usedforsecurity=False)
+
+    def _count(self, data: bytes) -> None:
+        self.size += len(data)
+        self._sha256.update(data)
+        if self.entry.sha256 is None:
+            self._git.update(data)
+
+    def write(self, data: bytes) -> int:
+        """Add what came.
+
+        Raises:
+            OversizedError: If it is more than the file has.
+            DiskFullError: If there is no room.
+        """
+        if self.size + len(data) > self.entry.size:
+            raise OversizedError(f"{self.entry.path} has {self.entry.size} bytes, and more came")
+        with naming_a_full_disk(self.path.parent, self.entry.size - self.size):
+            view = memoryview(data)
+            while view:
+                view = view[self._file.write(view) :]
+        self._count(data)
+        self.came += len(data)
+        self._on_bytes(len(data))
+        return len(data)
+
+    def tell(self) -> int:
+        """Bytes held."""
+        return self.size
+
+    def seek(self, place: int) -> int:
+        """Only back to the beginning: what a server does that ignores a range."""
+        if place != 0:
+            raise ValueError(f"a part is fetched again from the beginning, not from byte {place}")
+        return 0
+
+    def truncate(self) -> None:
+        """Drop what is held."""
+        self.restart()
+
+    def restart(self) -> None:
+        """Drop what is held, and begin again."""
+        self._on_bytes(-self.size)
+        self._file.seek(0)
+        self._file.truncate()
+        self._begin()
+
+    @property
+    def sha256(self) -> str:
+        """The digest of what is held."""
+        return self._sha256.hexdigest()
+
+    @property
+    def mismatch(self) -> tuple[str, str] | None:
+        """What was expected and what is held, where they differ."""
+        if self.size != self.entry.size:
+            return self.entry.sha256 or self.entry.git_oid or "", f"{self.size:,} of {self.entry.size:,} bytes"
+        if self.entry.sha256 is not None:
+            return None if self.sha256 == self.entry.sha256 else (self.entry.sha256, self.sha256)
+        git = self._git.hexdigest()
+        return None if git == self.entry.git_oid else (self.entry.git_oid or "", git)
+
+    def close(self) -> None:
+        """Make it durable and let go of it."""
+        with naming_a_full_disk(self.path.parent, self.entry.size), self._file:
+            os.fsync(self._file.fileno())
+
+    def drop(self) -> None:
+        """Let go of it as it is."""
+        self._file.close()
+
+
+class Workspace:
+    """A fetch's own folder, locked while the fetch lives; what dead ones left for the same snapshot is taken over."""
+
+    def __init__(self, store: WeightsStore, key: str) -> None:
+        self._store, self._key = store, key
+        self._folder = store.incomplete / f"{key}--{secrets.token_hex(8)}"
+        self._parts, self._snapshot = self._folder / "parts", self._folder / "snapshot"
+
+    def __enter__(self) -> Self:
+        with naming_a_full_disk(self._store.root, 0):
+            # it gets the name by which others look for abandoned ones only when it is locked
+            unseen = self._store.incomplete / f"new-{self._folder.name[-16:]}"
+            (unseen / "parts").mkdir(parents=True)
+            self._lock = os.open(unseen / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            unseen.rename(self._folder)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or isinstance(error, DiskFullError):
+            # a full disk is given its room back; any other failure leaves what came for the next try
+            shutil.rmtree(self._folder)
+        os.close(self._lock)
+
+    def part_path(self, entry: Entry) -> Path:
+        """Where a content grows."""
+        return self._parts / f"{entry.content}.part"
+
+    def adopt(self, entries: Iterable[Entry]) -> None:
+        """Take over what abandoned fetches of the same snapshot have; each piece is checked when it is used."""
+        wanted = list(entries)
+        for folder in sorted(self._store.incomplete.glob(f"{self._key}--*")):
+            lock = None if folder == self._folder else _lock_if_abandoned(folder)
+            if lock is None:
+                continue
+            try:
+                for entry in wanted:
+                    self._take(folder, entry)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+    def _take(self, folder: Path, entry: Entry) -> None:
+        mine = self.part_path(entry)
+        for found in (folder / "parts" / mine.name, folder / "snapshot" / FILES / entry.path):
+            if not found.is_file() or found.is_symlink():
+                continue
+            if not mine.exists() or mine.stat().st_size < found.stat().st_size <= entry.size:
+                found.replace(mine)
+
+    def assemble(self, entries: Iterable[Entry], manifest: SnapshotManifest) -> None:
+        """Put the verified contents in their places; the manifest comes last."""
+        with naming_a_full_disk(self._store.root, 0):
+            files = self._snapshot / FILES
+            files.mkdir(parents=True)
+            placed: dict[str, Path] = {}
+            for entry in entries:
+                target = files / entry.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if entry.content in placed:  # the same content at a second path
+                    shutil.copyfile(placed[entry.content], target)
+                    sync_file(target)
+                else:
+                    placed[entry.content] = self.part_path(entry).replace(target)
+            for folder in sorted({parent for path in placed.values() for parent in path.parents}):
+                if folder.is_relative_to(files):
+                    sync_folder(folder)
+            write_new(self._snapshot / MANIFEST, manifest.to_bytes())
+            sync_folder(self._snapshot)
+
+    def publish(self) -> bool:
+        """Give the snapshot its name, in one rename; false if another fetch was first."""
+        with naming_a_full_disk(self._store.root, 0):
+            try:
+                self._snapshot.rename(self._store.folder(self._key))
+            except OSError as error:
+                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                    raise
+                return False
+            sync_folder(self._store.snapshots)
+        return True
+
+    def set_aside(self) -> None:
+        """Take a damaged snapshot out of its name; its good files are taken over like any abandoned fetch's."""
+        grave = self._store.incomplete / f"{self._key}--{secrets.token_hex(8)}"
+        grave.mkdir()
+        self._store.folder(self._key).rename(grave / "snapshot")
+        sync_folder(self._store.snapshots)
+
+
+def _lock_if_abandoned(folder: Path) -> int | None:
+    try:
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except (FileNotFoundError, NotADirectoryError):
+        return None  # another fetch took it over and has removed it
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None  # its fetch lives
+    return lock
