@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.file_download  # noqa: F401 (loaded once, for every child)
+import huggingface_hub.file_download
 import huggingface_hub.hf_api  # noqa: F401
 from huggingface_hub import constants
 

@@ -158,7 +158,7 @@ def test_an_old_torch_is_refused_where_pickles_were_allowed(hub, tmp_path, monke
     allowed = cache(gpuserve.HubSource(REPO, revision=COMMIT, allow_unsafe=("pytorch_model.bin",)))
     allowed.fetch(root=tmp_path)
     monkeypatch.setattr("importlib.metadata.version", lambda _name: "2.9.1+cpu")
-    with pytest.raises(gpuserve.UnsafeWeightsError, match="older than 2.10"):
+    with pytest.raises(gpuserve.UnsafeWeightsError, match=r"older than 2\.10"):
         allowed.path(root=tmp_path)
 
 

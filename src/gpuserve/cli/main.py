@@ -15,6 +15,7 @@ from click.shell_completion import get_completion_class
 
 from gpuserve.cli.local import examples, local
 from gpuserve.cli.modal_command import INTERRUPTED
+from gpuserve.cli.weights import weights
 from gpuserve.exceptions import GpuserveError
 
 __all__ = ["cli", "main"]
@@ -30,6 +31,7 @@ def cli() -> None:
 
 
 cli.add_command(local)
+cli.add_command(weights)
 
 
 @cli.command()

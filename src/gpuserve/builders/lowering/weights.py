@@ -78,7 +78,7 @@ def declare_weights_function(
         "image": modal_image(cache.image if cache.image is not None else _image()),
         "volumes": volumes,
         "secrets": [modal_secret(cache.token)] if cache.token is not None else [],
-        "env": {**cache.env, functions.CACHE: told.model_dump_json(exclude_defaults=True)},
+        "env": {**cache.env, functions.CACHE: told.model_dump_json()},
         "max_containers": 1,
         "timeout": cache.timeout_s,
         "cpu": cache.cpu,

@@ -25,7 +25,7 @@ from gpuserve.runtime.weights.selection import is_safe, selected
 from gpuserve.runtime.weights.snapshot import Snapshot, open_snapshot
 from gpuserve.runtime.weights.steps import free_bytes, naming_a_full_disk
 from gpuserve.runtime.weights.store import Source, WeightsStore
-from gpuserve.runtime.weights.workspace import Entry, OversizedError, Part, Workspace
+from gpuserve.runtime.weights.workspace import Entry, OversizedError, Part, Workspace, sweep
 from gpuserve.specs.source import AdapterSource, FolderSource, HubSource, VolumeSource
 
 if TYPE_CHECKING:
@@ -137,6 +137,7 @@ class FetchRun:
         if known is not None and may_skip and not isinstance(plain, FolderSource | VolumeSource):
             whole = self._whole(known)
             if whole is not None:
+                sweep(self.store, known)
                 return _report(known, whole)
         origin = _origin(plain)
         commit, listed = origin.listing()

@@ -13,8 +13,7 @@ from gpuserve.exceptions import WeightsError
 from gpuserve.runtime.ports import LeaseEntries, ModalVolume
 from gpuserve.runtime.weights.fetch import FetchReport, FetchRun, Progress
 from gpuserve.runtime.weights.lease import DictLease
-from gpuserve.runtime.weights.pruning import Listed, listed, pruned
-from gpuserve.runtime.weights.snapshot import open_snapshot
+from gpuserve.runtime.weights.pruning import Listed, listed, pruned, verified
 from gpuserve.runtime.weights.store import WeightsStore
 from gpuserve.specs.weights import WeightsDeclaration
 
@@ -53,14 +52,7 @@ def verify_weights(snapshot: str = "") -> list[tuple[str, str]]:
     """Every snapshot, or one, and what is wrong with it; nothing where it is whole."""
     _, store, volume = _cache()
     volume.reload()
-    found = []
-    for key in [snapshot] if snapshot else [one.snapshot for one in listed(store)]:
-        try:
-            open_snapshot(store.folder(key))
-            found.append((key, ""))
-        except WeightsError as error:
-            found.append((key, str(error)))
-    return found
+    return verified(store, snapshot)
 
 
 def prune_weights(keep: tuple[str, ...], apply: bool = False) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,11 +94,14 @@ class HubOrigin:
                 part.restart()  # the server does not know what we hold; the second try begins anew
 
 
+@functools.cache
 def _silent_bar() -> type[Any]:
     """The hub's own progress bar, shown nowhere: progress is told through our callback."""
     from huggingface_hub.utils.tqdm import tqdm
 
     class Silent(tqdm):  # type: ignore[misc, unused-ignore]
+        monitor_interval = 0  # or a thread is started to watch bars that nobody sees
+
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(  # type: ignore[no-untyped-call]
                 *args, **{**kwargs, "disable": True}

@@ -16,11 +16,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from gpuserve.exceptions import WeightsCorruptError
 from gpuserve.specs.source import AnySource
 
-__all__ = ["MANIFEST", "SCHEMA_VERSION", "ManifestFile", "SnapshotManifest", "content_digest", "strict_json"]
+__all__ = [
+    "LARGEST_MANIFEST",
+    "MANIFEST",
+    "SCHEMA_VERSION",
+    "ManifestFile",
+    "SnapshotManifest",
+    "content_digest",
+    "strict_json",
+]
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION: Literal[1] = 1
-_LARGEST = 16 << 20
+LARGEST_MANIFEST = 16 << 20
 _SHA256 = r"^[0-9a-f]{64}$"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\\]")
 
@@ -100,8 +108,6 @@ class SnapshotManifest(BaseModel):
         Raises:
             WeightsCorruptError: With what is wrong.
         """
-        if len(data) > _LARGEST:
-            raise WeightsCorruptError(where, f"a manifest has {_LARGEST:,} bytes at most, this one {len(data):,}")
         body = strict_json(data, where)
         if not isinstance(body, dict):
             raise WeightsCorruptError(where, "it is not a JSON object")

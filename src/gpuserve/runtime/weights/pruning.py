@@ -5,14 +5,18 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpuserve.exceptions import WeightsNotFoundError
+from gpuserve.exceptions import WeightsError, WeightsNotFoundError
+from gpuserve.runtime.weights.snapshot import open_snapshot
 from gpuserve.runtime.weights.store import WeightsStore
 
-__all__ = ["Listed", "listed", "pruned"]
+__all__ = ["Listed", "listed", "pruned", "verified"]
+
+_SHORT_LIVED_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,18 @@ def listed(store: WeightsStore) -> list[Listed]:
     return lines
 
 
+def verified(store: WeightsStore, snapshot: str = "") -> list[tuple[str, str]]:
+    """Every snapshot, or one, and what is wrong with it; nothing where it is whole."""
+    found = []
+    for key in [snapshot] if snapshot else [one.key for one in store.list()]:
+        try:
+            open_snapshot(store.folder(key))
+            found.append((key, ""))
+        except WeightsError as error:
+            found.append((key, str(error)))
+    return found
+
+
 def pruned(store: WeightsStore, keep: Collection[str], *, apply: bool) -> list[str]:
     """Snapshots that are not to be kept, and folders that no living fetch works in.
 
@@ -50,20 +66,28 @@ def pruned(store: WeightsStore, keep: Collection[str], *, apply: bool) -> list[s
     if absent:
         raise WeightsNotFoundError(f"no snapshot is called {', '.join(absent)}; nothing was removed")
     gone = [key for key in there if key not in keep]
-    left = [path for path in sorted(store.incomplete.glob("*")) if path.is_dir() and not _is_worked_in(path)]
+    left = [path for path in sorted(store.incomplete.glob("*")) if not _is_worked_in(path)]
     if apply:
         for key in gone:
             store.remove(key)
         for path in left:
-            shutil.rmtree(path)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
     return [*gone, *(f"incomplete/{path.name}" for path in left)]
 
 
-def _is_worked_in(folder: Path) -> bool:
+def _is_worked_in(path: Path) -> bool:
+    if path.name.startswith("lease-"):
+        return True  # a lock must stay the file that it is, whoever holds it
+    if path.name.startswith(("new-", "ref-")):
+        # made and renamed within a moment, without a lock: an old one is a dead fetch's
+        return time.time() - path.stat().st_mtime < _SHORT_LIVED_S
     try:
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+        lock = os.open(path / "lock", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        return folder.name.startswith("new-")  # being made at this moment
+        return False
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

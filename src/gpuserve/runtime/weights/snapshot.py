@@ -11,8 +11,8 @@ from pathlib import Path
 
 from gpuserve.exceptions import ChecksumMismatchError, WeightsCorruptError, WeightsNotFoundError
 from gpuserve.runtime.weights.headers import check_safetensors
-from gpuserve.runtime.weights.manifest import MANIFEST, ManifestFile, SnapshotManifest
-from gpuserve.runtime.weights.steps import files_below, sha256_of
+from gpuserve.runtime.weights.manifest import LARGEST_MANIFEST, MANIFEST, ManifestFile, SnapshotManifest
+from gpuserve.runtime.weights.steps import files_below, read_plain, sha256_of
 
 __all__ = ["FILES", "Snapshot", "open_snapshot"]
 
@@ -48,17 +48,15 @@ def open_snapshot(folder: Path, *, reload: Callable[[], None] | None = None) -> 
     manifest_path = folder / MANIFEST
     if reload is not None and not manifest_path.is_file():
         reload()
-    if folder.is_symlink() or manifest_path.is_symlink():
-        raise WeightsCorruptError(str(folder), "the snapshot or its manifest is a symbolic link")
+    if folder.is_symlink():
+        raise WeightsCorruptError(folder.name, "the snapshot is a symbolic link")
     try:
-        text = manifest_path.read_bytes()
+        text = read_plain(manifest_path, MANIFEST, LARGEST_MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
         raise WeightsNotFoundError(
             f"no weights are published at {folder}; fetch them first: gpuserve weights fetch, or the app's "
             f"function fetch_weights"
         ) from None
-    except IsADirectoryError:
-        raise WeightsCorruptError(MANIFEST, "it is a folder") from None
     manifest = SnapshotManifest.from_bytes(text, where=MANIFEST)
     if sorted(one.name for one in folder.iterdir()) != [FILES, MANIFEST]:
         raise WeightsCorruptError(str(folder), f"it must hold {FILES} and {MANIFEST} and nothing else")

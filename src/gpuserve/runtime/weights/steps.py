@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import shutil
 import stat
@@ -13,7 +14,16 @@ from pathlib import Path
 
 from gpuserve.exceptions import DiskFullError, WeightsCorruptError
 
-__all__ = ["files_below", "free_bytes", "naming_a_full_disk", "sha256_of", "sync_file", "sync_folder", "write_new"]
+__all__ = [
+    "files_below",
+    "free_bytes",
+    "naming_a_full_disk",
+    "read_plain",
+    "sha256_of",
+    "sync_file",
+    "sync_folder",
+    "write_new",
+]
 
 _BLOCK = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -67,21 +77,40 @@ def write_new(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def sha256_of(path: Path, name: str) -> str:
-    """The sha256 of a plain file, never of what a link leads to.
-
-    Raises:
-        WeightsCorruptError: If it is a link, a pipe or a device.
-    """
+def _plain(path: Path, name: str) -> io.BufferedReader:
+    """Open a plain file; a link is not followed, and a pipe is not waited for."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
         raise WeightsCorruptError(name, "it is a symbolic link") from None
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise WeightsCorruptError(name, "it is not a plain file")
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise WeightsCorruptError(name, "it is not a plain file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_plain(path: Path, name: str, limit: int) -> bytes:
+    """A small plain file, whole.
+
+    Raises:
+        WeightsCorruptError: If it is a link, a pipe, a device, or longer than *limit* bytes.
+    """
+    with _plain(path, name) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise WeightsCorruptError(name, f"it is longer than {limit:,} bytes")
+    return data
+
+
+def sha256_of(path: Path, name: str) -> str:
+    """The sha256 of a plain file, never of what a link leads to.
+
+    Raises:
+        WeightsCorruptError: If it is a link, a pipe or a device.
+    """
+    with _plain(path, name) as file:
         digest = hashlib.sha256()
         buffer = bytearray(_BLOCK)
         view = memoryview(buffer)

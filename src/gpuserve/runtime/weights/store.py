@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpuserve.exceptions import WeightsCorruptError, WeightsNotFoundError
-from gpuserve.runtime.weights.manifest import MANIFEST, SnapshotManifest, strict_json
+from gpuserve.runtime.weights.manifest import LARGEST_MANIFEST, MANIFEST, SnapshotManifest, strict_json
 from gpuserve.runtime.weights.snapshot import Snapshot
-from gpuserve.runtime.weights.steps import sync_folder, write_new
+from gpuserve.runtime.weights.steps import read_plain, sync_folder, write_new
 from gpuserve.specs.source import AdapterSource, FolderSource, HubSource, VolumeSource
 
 __all__ = ["Published", "Source", "WeightsStore"]
@@ -76,7 +76,7 @@ class WeightsStore:
             return pinned
         path = self.refs / f"{source.alias}.json"
         try:
-            found = strict_json(path.read_bytes(), path.name)
+            found = strict_json(read_plain(path, path.name, LARGEST_MANIFEST), path.name)
         except FileNotFoundError:
             return None
         key = found.get("snapshot") if isinstance(found, dict) else None
@@ -113,7 +113,7 @@ class WeightsStore:
         found = []
         for name in sorted(one.name for one in self.snapshots.iterdir()):
             try:
-                text = (self.snapshots / name / MANIFEST).read_bytes()
+                text = read_plain(self.snapshots / name / MANIFEST, MANIFEST, LARGEST_MANIFEST)
                 found.append(Published(name, SnapshotManifest.from_bytes(text, where=MANIFEST)))
             except (OSError, WeightsCorruptError) as error:
                 found.append(Published(name, None, str(error)))

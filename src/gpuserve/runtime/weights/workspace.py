@@ -8,7 +8,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ from gpuserve.runtime.weights.snapshot import FILES
 from gpuserve.runtime.weights.steps import naming_a_full_disk, sync_file, sync_folder, write_new
 from gpuserve.runtime.weights.store import WeightsStore
 
-__all__ = ["Entry", "OversizedError", "Part", "Workspace"]
+__all__ = ["Entry", "OversizedError", "Part", "Workspace", "sweep"]
 
 _BLOCK = 1 << 20
 _LOCK = "lock"
@@ -175,16 +175,9 @@ class Workspace:
     def adopt(self, entries: Iterable[Entry]) -> None:
         """Take over what abandoned fetches of the same snapshot have; each piece is checked when it is used."""
         wanted = list(entries)
-        for folder in sorted(self._store.incomplete.glob(f"{self._key}--*")):
-            lock = None if folder == self._folder else _lock_if_abandoned(folder)
-            if lock is None:
-                continue
-            try:
-                for entry in wanted:
-                    self._take(folder, entry)
-                shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(lock)
+        for folder in _abandoned(self._store, self._key):
+            for entry in wanted:
+                self._take(folder, entry)
 
     def _take(self, folder: Path, entry: Entry) -> None:
         mine = self.part_path(entry)
@@ -232,6 +225,26 @@ class Workspace:
         grave.mkdir()
         self._store.folder(self._key).rename(grave / "snapshot")
         sync_folder(self._store.snapshots)
+
+
+def sweep(store: WeightsStore, key: str) -> None:
+    """Remove what dead fetches of a snapshot left, now that it is whole."""
+    for _ in _abandoned(store, key):
+        pass
+
+
+def _abandoned(store: WeightsStore, key: str) -> Iterator[Path]:
+    """Each folder whose fetch is dead, locked while it is looked at and removed afterwards."""
+    for folder in sorted(store.incomplete.glob(f"{key}--*")):
+        lock = _lock_if_abandoned(folder)
+        if lock is None:
+            continue
+        try:
+            yield folder
+            # another may be at the same: what is gone already is gone
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(lock)
 
 
 def _lock_if_abandoned(folder: Path) -> int | None:
