@@ -49,6 +49,7 @@ class Hub:
         self.modes: dict[str, str] = {}
         self.times: dict[str, int] = {}
         self.requests: list[tuple[str, str, str, dict[str, str]]] = []
+        self.extra_entries: list[dict[str, object]] = []
         self.sent = 0
         self.token: str | None = None
         self.on_sent: Callable[[int], None] = lambda _total: None
@@ -129,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.refuse(404, "RevisionNotFound")
         if verb == "revision":
             return self.say({"id": repo, "modelId": repo, "sha": commit, "private": False, "siblings": [], "tags": []})
-        listed = []
+        listed = list(self.hub.extra_entries)
         for name, data in self.hub.commits[commit].items():
             entry: dict[str, object] = {"type": "file", "path": name, "size": len(data), "oid": git_oid(data)}
             if name.endswith(LFS):

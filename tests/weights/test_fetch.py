@@ -189,6 +189,36 @@ def test_a_damaged_snapshot_is_mended_from_its_good_files(hub, tmp_path):
     assert contents(path.parent) == hub.commits[COMMIT]
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"path": "../../escape.json", "size": 1, "oid": "0" * 40},
+        {"path": "/etc/x.json", "size": 1, "oid": "0" * 40},
+        {"path": "x.json", "size": -1, "oid": "0" * 40},
+        {"path": "x.json", "size": 1, "oid": "../../../escape"},
+        {"path": "x.safetensors", "size": 1, "oid": "0" * 40, "lfs": {"oid": "../../e", "size": 1, "pointerSize": 1}},
+        {"path": f"config.json/{'x' * 9}.json", "size": 1, "oid": "0" * 40},
+        {"path": f"{'x' * 300}.json", "size": 1, "oid": "0" * 40},
+    ],
+)
+def test_a_hub_that_names_what_cannot_be_a_file_is_not_believed(hub, tmp_path, entry):
+    hub.extra_entries.append({"type": "file", **entry})
+    with pytest.raises(gpuserve.WeightsSourceError, match="do not trust it"):
+        cache().fetch(root=tmp_path / "store")
+    assert hub.sent == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
+
+
+def test_a_branch_whose_snapshot_is_damaged_is_mended_at_its_recorded_commit(hub, tmp_path):
+    branch = cache(gpuserve.HubSource(REPO))
+    with pytest.warns(UserWarning, match="is not pinned"):
+        branch.fetch(root=tmp_path)
+    hub.branches["main"] = OTHER_COMMIT
+    next(tmp_path.glob(f"snapshots/*/files/{SHARD}")).write_bytes(b"")
+    assert (mended := branch.fetch(root=tmp_path)).published
+    assert (mended.commit, branch.snapshot(root=tmp_path).manifest.commit) == (COMMIT, COMMIT)
+
+
 def test_one_content_at_two_paths_is_fetched_once(hub, tmp_path):
     hub.commits[COMMIT]["again.safetensors"] = hub.commits[COMMIT][SHARD]
     report = cache().fetch(root=tmp_path)

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from packaging.version import Version
+
 from gpuserve.exceptions import UnsafeWeightsError
 from gpuserve.specs.weights import WeightsDeclaration
 
@@ -87,7 +89,7 @@ class VolumeWeightsCache(WeightsDeclaration):
         from gpuserve.runtime.weights.store import WeightsStore
 
         store = WeightsStore(root if root is not None else self.root)
-        known = (str(store.root), f"{self.source.alias}/{getattr(self.source, 'digest', None)}")
+        known = self._known(store.root)
         with _VERIFYING:
             if known not in _VERIFIED:
                 _VERIFIED[known] = read_snapshot(store, self.source, self._volume_port(root))
@@ -118,9 +120,14 @@ class VolumeWeightsCache(WeightsDeclaration):
 
         store = WeightsStore(root if root is not None else self.root)
         lease = FileLease(store.incomplete)
-        return FetchRun(store, self.source, self._volume_port(root), lease, on_progress, self.workers).run(
-            refresh=refresh
-        )
+        run = FetchRun(store, self.source, self._volume_port(root), lease, on_progress, self.workers)
+        report = run.run(refresh=refresh)
+        with _VERIFYING:
+            _VERIFIED.pop(self._known(store.root), None)
+        return report
+
+    def _known(self, root: Path) -> tuple[str, str]:
+        return str(root), f"{self.source.alias}/{getattr(self.source, 'digest', None)}"
 
     def _volume_port(self, root: Path | None) -> Any:
         from gpuserve.runtime.ports import ModalVolume, PlainFolder
@@ -137,5 +144,5 @@ def _require_safe_torch(unsafe: tuple[str, ...]) -> None:
         version = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         return
-    if tuple(int(part) for part in version.split("+")[0].split(".")[:2]) < _SAFE_TORCH:
+    if Version(version).release < _SAFE_TORCH:
         raise UnsafeWeightsError(unsafe, f"and torch {version} is older than 2.10, whose weights_only is no guard")

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
 from gpuserve.exceptions import (
@@ -15,6 +16,7 @@ from gpuserve.exceptions import (
     WeightsCorruptError,
     WeightsError,
     WeightsNotFoundError,
+    WeightsSourceError,
 )
 from gpuserve.runtime.weights.folder import FolderOrigin
 from gpuserve.runtime.weights.headers import check_safetensors
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["FetchReport", "FetchRun", "Progress", "read_snapshot"]
 
 _TRIES = 2
+_MOST_FILES = 20_000
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ class FetchRun:
     _fetched_bytes: int = 0
     _resumed: int = 0
     _total: int = 0
+    _damaged: int | None = None
 
     def run(self, *, refresh: bool = False) -> FetchReport:
         """Fetch, unless it is there and whole; *refresh* asks anew what a branch stands for.
@@ -138,7 +142,10 @@ class FetchRun:
             whole = self._whole(known)
             if whole is not None:
                 sweep(self.store, known)
+                self.volume.commit()  # whoever published it may have died before this
                 return _report(known, whole)
+        if isinstance(plain, HubSource) and known is not None and not refresh:
+            plain = plain.model_copy(update={"revision": self.store.commit_in(self.source, known)})
         origin = _origin(plain)
         commit, listed = origin.listing()
         key = self.store.key(self.source, commit)
@@ -154,9 +161,16 @@ class FetchRun:
 
     def _whole(self, key: str) -> Snapshot | None:
         """The snapshot, if it is there and verifies."""
+        folder = self.store.folder(key)
+        self._damaged = None
         try:
-            return self.store.checked(open_snapshot(self.store.folder(key)), self.source, key)
+            inode = folder.stat().st_ino
+        except FileNotFoundError:
+            return None
+        try:
+            return self.store.checked(open_snapshot(folder), self.source, key)
         except WeightsError:
+            self._damaged = inode
             return None  # told again by whoever opens it; here it means: fetch
 
     def _fetched(self, origin: _Origin, commit: str, listed: list[Entry], key: str) -> FetchReport:
@@ -167,11 +181,12 @@ class FetchRun:
         plain = _plain(self.source)
         by_path = {one.path: one for one in listed}
         entries = [by_path[path] for path in selected(by_path, plain)]
+        _require_sane(entries, plain)
         unique = {one.content: one for one in entries}
         self._total = sum(one.size for one in unique.values())
         with Workspace(self.store, key) as workspace:
-            if self.store.folder(key).exists():
-                workspace.set_aside()
+            if self._damaged is not None:
+                workspace.set_aside(self._damaged)
             workspace.adopt(entries)
             self._require_room(workspace, unique)
             with ThreadPoolExecutor(self.workers, thread_name_prefix="gpuserve-weights") as threads:
@@ -185,7 +200,7 @@ class FetchRun:
             for one in entries:
                 if one.path.endswith(".safetensors"):
                     check_safetensors(workspace.part_path(one), one.path)
-            self._check_adapter(workspace, by_path)
+            self._check_adapter(workspace, {one.path: one for one in entries})
             manifest = SnapshotManifest.of(self.source, commit, files)
             workspace.assemble(entries, manifest)
             published = workspace.publish()
@@ -247,6 +262,15 @@ class FetchRun:
 
 def _plain(source: Source) -> HubSource | FolderSource | VolumeSource:
     return source.narrowed() if isinstance(source, AdapterSource) else source
+
+
+def _require_sane(entries: list[Entry], source: Source) -> None:
+    paths = {one.path for one in entries}
+    both = sorted(paths & {str(parent) for path in paths for parent in PurePosixPath(path).parents})
+    if both:
+        raise WeightsSourceError(f"{source} names {both[0]} as a file and as a folder; do not trust it")
+    if len(paths) > _MOST_FILES:
+        raise WeightsSourceError(f"{source} has {len(paths):,} files to take, {_MOST_FILES:,} at most: use include")
 
 
 def _nothing(entry: Entry) -> tuple[str, str]:

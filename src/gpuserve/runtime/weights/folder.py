@@ -35,15 +35,15 @@ class FolderOrigin:
         if not self._root.is_dir():
             raise WeightsSourceError(f"{self._root} is not a folder here; correct the path of {self.source!r}")
         sizes: dict[str, int] = {}
-        for folder, _, names in os.walk(self._root):
-            for name in names:
+        for folder, folders, names in os.walk(self._root):
+            for name in (*names, *(one for one in folders if (Path(folder) / one).is_symlink())):
                 path = Path(folder) / name
                 sizes[path.relative_to(self._root).as_posix()] = path.lstat().st_size
         entries: list[Entry] = []
         for name in selected(sizes, self.source):
             real = (self._root / name).resolve()
-            if not real.is_relative_to(self._root.resolve()):
-                raise WeightsSourceError(f"{name} is a link that leads out of {self._root}; put the file itself there")
+            if not real.is_relative_to(self._root.resolve()) or not real.is_file():
+                raise WeightsSourceError(f"{name} is no plain file of {self._root}; put the file itself there")
             entries.append(Entry(name, real.stat().st_size, sha256=sha256_of(real, name)))
         files = [ManifestFile(path=one.path, size=one.size, sha256=one.sha256 or "") for one in entries]
         digest, pinned = content_digest(files), self.source.digest

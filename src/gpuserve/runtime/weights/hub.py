@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
@@ -16,6 +17,7 @@ from gpuserve.specs.source import HubSource
 __all__ = ["HubOrigin"]
 
 _BAD_RANGE = 416
+_QUERY = re.compile(r"\?[^\s'\")]+")
 
 
 class HubOrigin:
@@ -61,7 +63,7 @@ class HubOrigin:
         Raises:
             WeightsSourceError: If the hub refuses, or answers for another commit.
         """
-        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+        from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
         from huggingface_hub.errors import HfHubHTTPError
         from huggingface_hub.file_download import http_get
 
@@ -84,7 +86,8 @@ class HubOrigin:
                     cast("BinaryIO", part),
                     resume_size=part.size,
                     headers=headers,
-                    expected_size=part.entry.size,
+                    # past this size its client would ask for xet; whether all came is seen by the digest
+                    expected_size=part.entry.size if part.entry.size <= constants.MAX_HTTP_DOWNLOAD_SIZE else None,
                     displayed_filename=part.entry.path,
                     tqdm_class=_silent_bar(),
                 )
@@ -139,7 +142,8 @@ def _named(source: HubSource) -> Iterator[None]:
     except OfflineModeIsEnabled as error:
         raise WeightsSourceError(f"{source}: HF_HUB_OFFLINE is set; unset it where weights are fetched") from error
     except (HfHubHTTPError, httpx2.HTTPError, FileMetadataError) as error:
-        text = str(error).strip().splitlines()
+        # the address of a second host may carry its own key in the query: it is not told, nor is the cause
+        lines = _QUERY.sub("", str(error)).strip().splitlines()
         raise WeightsSourceError(
-            f"{source}: {type(error).__name__}: {text[0] if text else 'no answer'}; what came is kept, fetch again"
-        ) from error
+            f"{source}: {type(error).__name__}: {lines[0] if lines else 'no answer'}; what came is kept, fetch again"
+        ) from None

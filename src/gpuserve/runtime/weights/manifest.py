@@ -23,6 +23,7 @@ __all__ = [
     "ManifestFile",
     "SnapshotManifest",
     "content_digest",
+    "is_contained",
     "strict_json",
 ]
 
@@ -30,6 +31,8 @@ MANIFEST = "manifest.json"
 SCHEMA_VERSION: Literal[1] = 1
 LARGEST_MANIFEST = 16 << 20
 _SHA256 = r"^[0-9a-f]{64}$"
+# Source: NAME_MAX of Linux
+_LONGEST_NAME = 255
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\\]")
 
 Sha256 = Annotated[str, Field(pattern=_SHA256)]
@@ -48,8 +51,7 @@ class ManifestFile(BaseModel):
     @field_validator("path")
     @classmethod
     def _contained(cls, value: str) -> str:
-        path = PurePosixPath(value)
-        if path.is_absolute() or ".." in path.parts or str(path) != value or value == "." or _CONTROL.search(value):
+        if not is_contained(value):
             raise ValueError("the path leads out of the snapshot")
         return value
 
@@ -128,6 +130,19 @@ class SnapshotManifest(BaseModel):
         if not hmac.compare_digest(found.to_bytes(), data):
             raise WeightsCorruptError(where, "its checksum is not the one of its text")
         return found
+
+
+def is_contained(path: str) -> bool:
+    """Whether a path stays in its folder, and can be a file's at all.
+
+    Examples:
+        >>> [is_contained(path) for path in ("a/b.json", "../b.json", "/etc/passwd", "a//b", "")]
+        [True, False, False, False, False]
+    """
+    parts = PurePosixPath(path).parts
+    if PurePosixPath(path).is_absolute() or ".." in parts or str(PurePosixPath(path)) != path or path == ".":
+        return False
+    return not _CONTROL.search(path) and all(len(part.encode(errors="replace")) <= _LONGEST_NAME for part in parts)
 
 
 def content_digest(files: Iterable[ManifestFile]) -> str:

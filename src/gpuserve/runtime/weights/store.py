@@ -59,6 +59,10 @@ class WeightsStore:
         origin = source.origin if isinstance(source, AdapterSource) else source
         return f"{source.label}--{commit}--{origin.selection_digest}"
 
+    def commit_in(self, source: Source, key: str) -> str:
+        """The commit that a snapshot's name tells."""
+        return key.removeprefix(f"{source.label}--").partition("--")[0]
+
     def folder(self, key: str) -> Path:
         """Where a snapshot lies, or will."""
         if not _KEY.fullmatch(key):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -14,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from gpuserve.exceptions import DiskFullError
-from gpuserve.runtime.weights.manifest import MANIFEST, SnapshotManifest
+from gpuserve.exceptions import DiskFullError, WeightsSourceError
+from gpuserve.runtime.weights.manifest import MANIFEST, SnapshotManifest, is_contained
 from gpuserve.runtime.weights.snapshot import FILES
 from gpuserve.runtime.weights.steps import naming_a_full_disk, sync_file, sync_folder, write_new
 from gpuserve.runtime.weights.store import WeightsStore
@@ -24,6 +26,7 @@ __all__ = ["Entry", "OversizedError", "Part", "Workspace", "sweep"]
 
 _BLOCK = 1 << 20
 _LOCK = "lock"
+_SHA256, _SHA1 = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,24 @@ class Entry:
     size: int
     sha256: str | None = None
     git_oid: str | None = None
+
+    def __post_init__(self) -> None:
+        """Believe no name, digest or size that cannot be one: they become names of files here.
+
+        Raises:
+            WeightsSourceError: If one cannot.
+        """
+        digests = ((self.sha256, _SHA256), (self.git_oid, _SHA1))
+        if (
+            not is_contained(self.path)
+            or not 0 <= self.size < 1 << 50
+            or any(one is not None and not pattern.fullmatch(one) for one, pattern in digests)
+            or (self.sha256 is None and self.git_oid is None)
+        ):
+            raise WeightsSourceError(
+                f"the source names a file that cannot be: path {self.path[:200]!r}, size {self.size}, "
+                f"sha256 {str(self.sha256)[:80]!r}, git object {str(self.git_oid)[:80]!r}; do not trust it"
+            )
 
     @property
     def content(self) -> str:
@@ -219,12 +240,17 @@ class Workspace:
             sync_folder(self._store.snapshots)
         return True
 
-    def set_aside(self) -> None:
-        """Take a damaged snapshot out of its name; its good files are taken over like any abandoned fetch's."""
-        grave = self._store.incomplete / f"{self._key}--{secrets.token_hex(8)}"
-        grave.mkdir()
-        self._store.folder(self._key).rename(grave / "snapshot")
-        sync_folder(self._store.snapshots)
+    def set_aside(self, inode: int) -> None:
+        """Take the damaged snapshot of this *inode* out of its name, unless another has mended it by now.
+
+        Its good files are taken over like any abandoned fetch's.
+        """
+        grave, damaged = self._store.incomplete / f"{self._key}--{secrets.token_hex(8)}", self._store.folder(self._key)
+        with naming_a_full_disk(self._store.root, 0), contextlib.suppress(FileNotFoundError):
+            if damaged.stat().st_ino == inode:
+                grave.mkdir()
+                damaged.rename(grave / "snapshot")
+                sync_folder(self._store.snapshots)
 
 
 def sweep(store: WeightsStore, key: str) -> None:
