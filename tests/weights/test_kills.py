@@ -162,3 +162,15 @@ def test_a_disk_that_fills_at_any_moment_costs_no_snapshot(hub, small_disk, quic
     assert full >= 18
     second.fetch(root=small_disk)
     assert contents(second.path(root=small_disk)) == hub.commits[OTHER_COMMIT]
+
+
+def test_a_damaged_snapshot_is_mended_by_many_at_once(hub, fetchers, tmp_path):
+    hub.commits[COMMIT] = model_files(0, numbers=10_000)
+    job = {"root": tmp_path, "endpoint": hub.url, "revision": COMMIT, "lease": True}
+    fetchers.run(**job)
+    next(tmp_path.glob("snapshots/*/files/config.json")).write_bytes(b"{}")
+    codes, reports = fetchers.run(**job, count=8)
+    assert codes == [0] * 8
+    assert [one["text"] for one in reports if "error" in one] == []
+    assert sum(one["published"] for one in reports) == 1
+    assert contents(published(tmp_path).path) == hub.commits[COMMIT]
