@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gpuserve.cli.local import examples
 from gpuserve.exceptions import WeightsError
 
 if TYPE_CHECKING:
@@ -34,9 +35,31 @@ def _at_a_place(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.group()
+class _Weights(click.Group):
+    """Its commands fail with one line; a wrong declaration stays a misuse."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except WeightsError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(
+    cls=_Weights,
+    epilog=examples(
+        "gpuserve weights fetch sentence-transformers/all-MiniLM-L6-v2 --revision COMMIT",
+        "gpuserve weights verify --volume models",
+        "gpuserve weights prune --volume models --keep SNAPSHOT --apply",
+    ),
+)
 def weights() -> None:
-    """Model weights in a Modal Volume: fetched once, every byte verified, published whole or not at all."""
+    """Model weights in a Modal Volume: fetched once, every byte verified, published whole or not at all.
+
+    The functions run where modal's client points: in your workspace, or on the local engine after
+    `eval "$(gpuserve local env)"`.
+    """
 
 
 @weights.command()
