@@ -107,6 +107,19 @@ def test_twenty_fetchers_at_once_publish_once_and_all_succeed(hub, fetchers, tmp
         assert hub.sent == sum(map(len, hub.commits[COMMIT].values()))
 
 
+@pytest.mark.heavy
+def test_fifty_times_twenty_fetchers_at_once_publish_once(hub, fetchers, tmp_path):
+    hub.commits[COMMIT] = model_files(0, numbers=2_000)
+    for number in range(50):
+        root = tmp_path / str(number)
+        job = {"root": root, "endpoint": hub.url, "revision": COMMIT, "lease": False, "count": 20}
+        codes, reports = fetchers.run(**job)
+        assert codes == [0] * 20
+        assert [one["text"] for one in reports if "error" in one] == []
+        assert sum(one["published"] for one in reports) == 1
+        assert contents(published(root).path) == hub.commits[COMMIT]
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     folder = tmp_path / "disk"
