@@ -41,9 +41,10 @@ def free_ports(count: int) -> list[int]:
 
 
 def modal(engine: LocalEngine, *command: str, **environment: str) -> str:
+    whole = {**os.environ, **engine.environment, **environment}
     done = subprocess.run(
         [sys.executable, *command],
-        env={**os.environ, **engine.environment, **environment},
+        env=whole,
         cwd=SOURCE.parent,
         capture_output=True,
         text=True,
@@ -385,16 +386,10 @@ def test_a_served_app_has_an_address_of_its_own_that_outlives_each_change(web, t
         raise AssertionError(f"no endpoint answered {wanted!r}")
 
     (tmp_path / "app.py").write_text(source.replace("VERSION", "1"))
-    serving = subprocess.Popen(
-        [sys.executable, "-m", "modal", "serve", "app.py"],
-        cwd=tmp_path,
-        env={**os.environ, **web.engine.environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    whole, command = {**os.environ, **web.engine.environment}, [sys.executable, "-m", "modal", "serve", "app.py"]
+    serving = subprocess.Popen(command, cwd=tmp_path, env=whole, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
-        first = answers(b"1")
-        second = answers(b"2")
+        first, second = answers(b"1"), answers(b"2")
     finally:
         serving.send_signal(signal.SIGINT)
         said = serving.communicate(timeout=30)[0].decode()

@@ -35,8 +35,7 @@ log = logging.getLogger("gpuserve.engine")
 # When the engine ends, exit hooks have this long. Source: our choice.
 _CLOSE_GRACE_S = 5.0
 _TICK_S = 0.1
-# After a tick that came this late the engine itself stood still, and what containers sent meanwhile
-# is still to be read: nothing is called overdue before it was.
+# After a tick this late the engine itself stood still: what was sent meanwhile is read before anything is overdue.
 _LATE_S = 1.0
 _MOST_STARTS = 3
 # How long code may take to clean up after a cancellation before its container is killed. Source: our choice.
