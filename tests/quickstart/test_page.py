@@ -15,7 +15,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from gpuserve.quickstart.app import write_index
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]  # installing chromium takes its time
 
 _FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
