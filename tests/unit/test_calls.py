@@ -44,6 +44,11 @@ class CallMachine(RuleBasedStateMachine):
     def held(self, task):
         return [one for one in self.inputs.values() if one.place == task]
 
+    def draw(self, data, place=None):
+        """One of the inputs, by its number: ids are random, and a replay must choose the same."""
+        known = [one for one in self.inputs.values() if place in {None, one.place}]
+        return known[data.draw(st.integers(0, len(known) - 1))]
+
     def put(self, one, *, front=False):
         one.place = "queued"
         queue = self.queues[one.call.function_id]
@@ -67,7 +72,7 @@ class CallMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.calls)
     @rule(data=st.data(), count=st.integers(1, 4))
     def add(self, data, count):
-        call = data.draw(st.sampled_from(self.calls))
+        call = self.calls[data.draw(st.integers(0, len(self.calls) - 1))]
         for idx in range(len(call.inputs), len(call.inputs) + count):
             added = self.table.add(call, idx, api_pb2.FunctionInput(args=b"x"))
             assert self.table.add(call, idx, api_pb2.FunctionInput()) is added
@@ -77,8 +82,8 @@ class CallMachine(RuleBasedStateMachine):
     @rule(data=st.data(), task=st.sampled_from(TASKS), most=st.integers(1, 4))
     def take(self, data, task, most):
         function, held = OF_TASK[task], self.held(task)
-        known = sorted(one.id for one in self.queues[function])
-        barred = data.draw(st.sets(st.sampled_from(known), max_size=2)) if known else set()
+        places = data.draw(st.sets(st.integers(0, 5), max_size=2))
+        barred = {one.id for place, one in enumerate(self.queues[function]) if place in places}
         self.now += 1
         expected = []
         if not any(one.crashes for one in held):
@@ -100,7 +105,7 @@ class CallMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.inputs)
     @rule(data=st.data(), result=st.sampled_from([GOOD, BAD, GONE]), older=st.booleans(), task=st.sampled_from(TASKS))
     def put_output(self, data, result, older, task):
-        one = data.draw(st.sampled_from(sorted(self.inputs.values(), key=lambda one: one.id)))
+        one = self.draw(data)
         delivery = one.deliveries - 1 - older
         outcome = self.table.settle(one.id, result, now=self.now, task_id=task, delivery=delivery)
         if one.place != task or older:
@@ -114,8 +119,7 @@ class CallMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(one.place == "delayed" for one in self.inputs.values()))
     @rule(data=st.data())
     def delay_is_over(self, data):
-        delayed = sorted(one.id for one in self.inputs.values() if one.place == "delayed")
-        one = self.inputs[data.draw(st.sampled_from(delayed))]
+        one = self.draw(data, "delayed")
         assert self.table.requeue(one.id).id == one.id
         self.put(one)
 
@@ -137,7 +141,7 @@ class CallMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.inputs)
     @rule(data=st.data(), task=st.sampled_from(TASKS))
     def hand_back(self, data, task):
-        one = self.inputs[data.draw(st.sampled_from(sorted(self.inputs)))]
+        one = self.draw(data)
         back = self.table.hand_back(one.id, task)
         if one.place == task and one.crashes < one.call.most_crashes:
             one.crashes += 1
@@ -149,7 +153,7 @@ class CallMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.calls)
     @rule(data=st.data())
     def cancel(self, data):
-        call = data.draw(st.sampled_from(self.calls))
+        call = self.calls[data.draw(st.integers(0, len(self.calls) - 1))]
         call.cancelled = True
         for real in self.table.unfinished_of(call):
             self.end(self.inputs[real.id], self.table.settle(real.id, GONE, now=self.now, may_retry=False))
@@ -158,7 +162,7 @@ class CallMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def forget(self, data):
         finished = [call for call in self.calls if call.inputs and not call.unfinished]
-        call = data.draw(st.sampled_from(finished))
+        call = finished[data.draw(st.integers(0, len(finished) - 1))]
         self.table.forget(call.id)
         self.calls.remove(call)
         self.inputs = {ident: one for ident, one in self.inputs.items() if one.call is not call}
