@@ -81,8 +81,8 @@ def pruned(store: WeightsStore, keep: Collection[str], *, apply: bool) -> list[s
 def _is_worked_in(path: Path) -> bool:
     if path.name.startswith("lease-"):
         return True  # a lock must stay the file that it is, whoever holds it
-    if path.name.startswith(("new-", "ref-")):
-        # made and renamed within a moment, without a lock: an old one is a dead fetch's
+    if path.name.startswith(("new-", "ref-", "gone-", "removed-")):
+        # there for a moment, without a lock: an old one is a dead fetch's
         return time.time() - path.stat().st_mtime < _SHORT_LIVED_S
     try:
         lock = os.open(path / "lock", os.O_RDWR | os.O_CLOEXEC)

@@ -186,7 +186,7 @@ class Workspace:
     ) -> None:
         if error is None or isinstance(error, DiskFullError):
             # a full disk is given its room back; any other failure leaves what came for the next try
-            shutil.rmtree(self._folder)
+            _remove(self._store, self._folder)
         os.close(self._lock)
 
     def part_path(self, entry: Entry) -> Path:
@@ -248,8 +248,11 @@ class Workspace:
         grave, damaged = self._store.incomplete / f"{self._key}--{secrets.token_hex(8)}", self._store.folder(self._key)
         with naming_a_full_disk(self._store.root, 0), contextlib.suppress(FileNotFoundError):
             if damaged.stat().st_ino == inode:
-                grave.mkdir()
-                damaged.rename(grave / "snapshot")
+                unseen = self._store.incomplete / f"new-{grave.name[-16:]}"
+                unseen.mkdir()
+                write_new(unseen / _LOCK, b"")
+                damaged.rename(unseen / "snapshot")
+                unseen.rename(grave)
                 sync_folder(self._store.snapshots)
 
 
@@ -267,20 +270,36 @@ def _abandoned(store: WeightsStore, key: str) -> Iterator[Path]:
             continue
         try:
             yield folder
-            # another may be at the same: what is gone already is gone
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(store, folder)
         finally:
             os.close(lock)
 
 
+def _remove(store: WeightsStore, folder: Path) -> None:
+    """Take a folder out of sight first: while it is emptied, its lock is gone before its files are."""
+    gone = store.incomplete / f"gone-{secrets.token_hex(8)}"
+    folder.rename(gone)
+    shutil.rmtree(gone)
+
+
 def _lock_if_abandoned(folder: Path) -> int | None:
     try:
-        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None  # another fetch took it over and has removed it
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         os.close(lock)
         return None  # its fetch lives
+    if not _is_at(folder, lock):
+        os.close(lock)
+        return None  # it was taken over and removed while we asked
     return lock
+
+
+def _is_at(folder: Path, lock: int) -> bool:
+    try:
+        return (folder / _LOCK).stat().st_ino == os.fstat(lock).st_ino
+    except FileNotFoundError:
+        return False
