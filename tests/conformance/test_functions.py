@@ -126,6 +126,11 @@ def test_functions_call_functions_and_know_where_they_are(run_app):
         def wide(n): return 1 if n == 0 else sum(wide.map([n - 1, n - 1]))
 
         @app.function()
+        def meet(x):
+            gate.put(x, partition="met")
+            return gate.get(partition="all here", timeout=30)
+
+        @app.function()
         def where():
             here = [modal.current_input_id(), modal.current_function_call_id(), modal.is_local()]
             gate.get(timeout=20)
@@ -135,6 +140,9 @@ def test_functions_call_functions_and_know_where_they_are(run_app):
 
         @app.local_entrypoint()
         def main():
+            meeting = meet.experimental_spawn_map(range(6))  # more than this machine runs at a time
+            met = sorted(gate.get(partition="met", timeout=30) for _ in range(6))
+            gate.put_many([1] * 6, partition="all here")
             call = parent.spawn(5)
             value = call.get()
             one = where.spawn()
@@ -145,7 +153,8 @@ def test_functions_call_functions_and_know_where_they_are(run_app):
             ids = [call_id == one.object_id, input_id == one.get_call_graph()[0].input_id, is_local]
             outside = [modal.is_local(), modal.current_input_id(), modal.current_function_call_id()]
             report({"value": value, "graph": [tree(node) for node in call.get_call_graph()], "waited": waited,
-                    "ids": ids, "outside": outside, "deep": deep.remote(10), "wide": wide.remote(2)})
+                    "ids": ids, "outside": outside, "deep": deep.remote(10),
+                    "met": [met, sum(meeting.iter())], "wide": wide.remote(2)})
     """)
 
     assert found == {
@@ -155,6 +164,7 @@ def test_functions_call_functions_and_know_where_they_are(run_app):
         "ids": [True, True, False],
         "outside": [True, None, None],
         "deep": 10,
+        "met": [[0, 1, 2, 3, 4, 5], 6],
         "wide": 4,
     }
 

@@ -47,6 +47,13 @@ def test_inputs_that_all_wait_for_their_children_never_use_the_machine_up(cap, d
         containers = wanted
 
 
+def test_a_function_that_calls_itself_without_end_is_stopped_somewhere():
+    scaling = Scaling(0, 4, 0, 60.0, 1, yields=True)
+    assert desired_containers(scaling, queued=1, running=10_000, waiting=10_000) == 104
+    capped = Scaling(0, 4, 0, 60.0, 1, yields=False)
+    assert desired_containers(capped, queued=1, running=4, waiting=4) == 4
+
+
 def settings(**values):
     return api_pb2.AutoscalerSettings(**values)
 

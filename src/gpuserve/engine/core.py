@@ -165,7 +165,9 @@ class Core:
             StreamService(self.streams, self.calls),
         ]
         access = Access(token_id=self.token_id, token_secret=self.token_secret)
-        self.servicer = Servicer(services, store, Replies(store), access, instead_of, self.registry.reread)
+        self.servicer = Servicer(
+            services, store, Replies(store), access, instead_of, self.registry.reread, self.scheduler.waiting
+        )
 
     def _settled(self, call: Call) -> None:
         self.call_service.settled(call)

@@ -23,6 +23,7 @@ import logging
 import sqlite3
 import weakref
 from collections.abc import Callable, Coroutine, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
@@ -116,13 +117,14 @@ class Servicer:
         access: Access,
         instead: Callable[[str], str],
         undone: Callable[[], None],
+        waiting: Callable[[str], AbstractContextManager[None]],
     ) -> None:
         """Find each RPC's method among *services*.
 
         *instead* says what works for an RPC that has none; *undone* puts back in memory what a transaction changed
-        that the disk did not take.
+        that the disk did not take; *waiting* is entered with a task's id while it waits for what others do.
         """
-        self._instead, self._undone = instead, undone
+        self._instead, self._undone, self._waiting = instead, undone, waiting
         self._store = store
         self._replies = replies
         self._access = access
@@ -142,7 +144,7 @@ class Servicer:
         """The same services behind another door."""
         door = object.__new__(Servicer)
         door._store, door._replies, door._access, door._methods = self._store, self._replies, access, self._methods
-        door._instead, door._undone = self._instead, self._undone
+        door._instead, door._undone, door._waiting = self._instead, self._undone, self._waiting
         return door
 
     def __mapping__(self) -> dict[str, grpclib.const.Handler]:
@@ -192,7 +194,10 @@ class Servicer:
             caller = self._access.caller(rpc.name, stream.metadata)
             request = await stream.recv_message()
             try:
-                if waits:
+                if rpc.name in _IDLE:
+                    with self._waiting(caller.task_id):
+                        reply = await self._wait(rpc, method, request, caller)
+                elif waits:
                     reply = await self._wait(rpc, method, request, caller)
                 else:
                     reply = self._transact(rpc, method, request, caller)
@@ -323,6 +328,9 @@ _REPEATABLE = frozenset(
         "WebhookTokenList", "WebhookTokenListForEnvironment", "WorkspaceNameLookup",
     }
 )  # fmt: skip
+
+# While one of these waits for what others do, a container's input does nothing itself.
+_IDLE = frozenset({"FunctionGetOutputs", "QueueGet", "QueueNextItems"})
 
 # What a container may call. Its own ids are checked by the services.
 CONTAINER_RPCS = frozenset(

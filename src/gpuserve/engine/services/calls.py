@@ -196,13 +196,12 @@ class CallService:
         position = _position(request.last_entry_id)
         if not by_index and may_clear and call.invocation == api_pb2.FUNCTION_CALL_INVOCATION_TYPE_SYNC:
             self._calls.release(call, position)
-        with self._scheduler.waiting(caller.task_id):
-            while True:
-                outputs = self._select(call, request, position)
-                remaining = deadline - time.monotonic()
-                if outputs or remaining <= 0:
-                    break
-                await self._completions.wait(call.id, remaining)
+        while True:
+            outputs = self._select(call, request, position)
+            remaining = deadline - time.monotonic()
+            if outputs or remaining <= 0:
+                break
+            await self._completions.wait(call.id, remaining)
         if request.clear_on_success and may_clear and not call.unfinished:
             self._clear(call)
         return api_pb2.FunctionGetOutputsResponse(

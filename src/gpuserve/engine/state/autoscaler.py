@@ -16,6 +16,9 @@ __all__ = ["DEFAULT_SCALEDOWN_WINDOW_S", "Scaling", "desired_containers", "scali
 
 # Source: modal.com/docs/guide/scale: idle containers stay 60 s unless told otherwise.
 DEFAULT_SCALEDOWN_WINDOW_S = 60
+# What containers that only wait may add to this machine's cap: a function that calls itself without end
+# must not take the machine with it. Source: as many as Modal's smallest plan has in all.
+_MOST_WAITING = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +39,17 @@ class Scaling:
     yields: bool = False
 
     def cap(self, waiting: int = 0) -> int:
-        """The most containers while *waiting* inputs do nothing but wait for calls that they made.
+        """The most containers while *waiting* inputs do nothing but wait for what others do.
 
-        An input that waits for its children holds its container. Were it counted, a function that
-        calls itself ever deeper would stop for good at the machine's cap.
+        An input that waits for its children, or for others to meet it at a queue, holds its container.
+        Were it counted, a function that calls itself would stop for good at the machine's cap.
 
         Examples:
             >>> few = Scaling(least=0, most=4, buffer=0, scaledown_window_s=60, target=1, yields=True)
             >>> few.cap(), few.cap(waiting=4)
             (4, 8)
         """
-        return self.most + math.ceil(waiting / self.target) if self.yields else self.most
+        return self.most + min(math.ceil(waiting / self.target), _MOST_WAITING) if self.yields else self.most
 
 
 def settings_of(function: api_pb2.Function, overrides: api_pb2.AutoscalerSettings) -> api_pb2.AutoscalerSettings:
@@ -96,7 +99,7 @@ def desired_containers(scaling: Scaling, *, queued: int, running: int, alone: in
     """How many containers the load asks for, within the limits.
 
     *alone* of the *queued* inputs take a whole container each; *waiting* of the *running* ones wait
-    for calls that they made.
+    for others.
 
     Examples:
         >>> few = Scaling(least=0, most=3, buffer=0, scaledown_window_s=60, target=1)

@@ -117,7 +117,7 @@ class Scheduler:
 
     @contextlib.contextmanager
     def waiting(self, task_id: str) -> Iterator[None]:
-        """A container waits for a call's outputs, and may do nothing else meanwhile."""
+        """A container waits for what others do; *task_id* is empty for a client."""
         task = self.tasks.get(task_id)
         if task is None:
             yield

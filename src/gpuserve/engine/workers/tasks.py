@@ -31,7 +31,7 @@ class Task:
         interrupt_at: When it gets a SIGINT, should it not have let go of its inputs by then.
         ending: Inputs that were ended from outside and that the container has not let go of yet, with
             the time at which it is killed for it.
-        waits: How many requests for the outputs of calls it has open.
+        waits: How many requests it has open that wait for what others do.
     """
 
     id: str
