@@ -42,6 +42,7 @@ class Cli:
 
     def __init__(self, folder: Path, home: Path) -> None:
         self.folder, self.home = folder, home
+        self._started: list[subprocess.Popen[str]] = []
 
     def environment(self, **variables: str | None) -> dict[str, str]:
         given = {"GPUSERVE_HOME": str(self.home), "COLUMNS": "200", **variables}
@@ -69,7 +70,7 @@ class Cli:
 
     def start(self, *arguments: str, **variables: str | None) -> subprocess.Popen[str]:
         """Start it, as the leader of a group of its own, as a shell does."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*COMMAND, *arguments],
             env=self.environment(**variables),
             cwd=self.folder,
@@ -78,6 +79,8 @@ class Cli:
             text=True,
             process_group=0,
         )
+        self._started.append(process)
+        return process
 
     def write(self, name: str, source: str) -> Path:
         path = self.folder / name
@@ -97,7 +100,11 @@ class Cli:
         }
 
     def leave_nothing(self) -> None:
-        """End the engine that is up, if one is."""
+        """End the engine that is up, if one is, and what a test that failed has left."""
+        for process in self._started:
+            process.kill()
+            process.wait()
+            process.stdout.close()
         if (self.home / "engine.json").exists():
             self("local", "down")
         assert self.processes() == []
