@@ -4,6 +4,7 @@ import pytest
 from grpclib import GRPCError
 
 from gpuserve.engine.protocol import api_pb2
+from gpuserve.engine.services.environments import EnvironmentService
 from gpuserve.engine.services.named import NamedObjects
 from gpuserve.engine.store import Store
 
@@ -54,6 +55,7 @@ def clock():
 
 def test_an_ephemeral_object_lives_as_long_as_its_client_is_heard_of(tmp_path, clock):
     store = Store(tmp_path)
+    EnvironmentService(store)  # objects stand in an environment
     objects = NamedObjects(store, "dict", "di", clock)
     left, used = (objects.get_or_create("", "", EPHEMERAL).id for _ in range(2))
     owned = objects.get_or_create("", "", OWNED, app_id="ap-1").id
