@@ -31,6 +31,7 @@ def write():
             "device": os.stat("/models").st_dev == os.stat("/models/a/b/w.bin").st_dev}
     os.rename("/models/a/b/w.bin", "/models/a/w2.bin")
     os.symlink("w2.bin", "/models/a/latest")
+    os.symlink("nowhere", "/models/a/broken")
     outer.commit(); inner.commit(); linked.commit()
     return seen
 
@@ -51,7 +52,9 @@ def read():
 
 @app.local_entrypoint()
 def main():
-    report({"written": write.remote(), "read": read.remote(),
+    written, seen = write.remote(), read.remote()
+    for link in ("a/latest", "a/broken"): outer.remove_file(link)
+    report({"written": written, "read": seen, "left": sorted(one.path for one in outer.listdir("a", recursive=True)),
             "inner": sorted(one.path for one in inner.listdir("/", recursive=True)),
             "host": [os.path.lexists(one) for one in ("/models", "/ro", "/part", "/also")]})
 """
@@ -68,6 +71,7 @@ def test_volumes_mount_anywhere_in_the_container_and_nowhere_on_the_host(run_app
     assert found["written"] == {"over": [], "deep": ["inner"], "beside": True, "device": True}
     assert found["read"] == {"refused": [30, 30, 30, 30], "latest": "weights", "linked": "linked"}
     assert found["inner"] == ["i.txt", "made", "made/here", "made/here/p.txt"]
+    assert found["left"] == ["a/b", "a/w2.bin"]  # a link is removed, and not what it points to
     assert found["host"] == [False] * 4
     assert list((tmp_path / "real").iterdir()) == []
     assert sorted(Path("/usr/share").iterdir()) == before
@@ -188,8 +192,7 @@ def test_files_of_both_versions_are_put_read_listed_copied_and_removed(engine, t
         assert one["folder"]
         assert one["out"]
         assert one["other"] == "InvalidError"
-    assert not any(path.name.startswith(".incoming") for path in (engine.home / "volumes").glob("vo-*/.incoming*"))
-    assert list((engine.home / "volumes" / ".incoming").iterdir()) == []
+    assert list((engine.home / "volumes" / ".staging").iterdir()) == []
 
 
 def test_the_command_line_manages_volumes_and_their_files(engine, modal_cli, tmp_path):

@@ -102,6 +102,7 @@ class FileSteps:
     def _do(self, steps: list[_Step]) -> None:
         place_files([(step.staged, step.target) for step in steps if step.action == _PLACE], self._root)
         for step in steps:
-            if step.action == _DISCARD and step.target.exists() and not step.staged.exists():
+            there = step.target.exists() or step.target.is_symlink()  # a link may point to nothing
+            if step.action == _DISCARD and there and not step.staged.exists():
                 step.target.rename(step.staged)
                 sync_folder(step.target.parent)
