@@ -40,10 +40,11 @@ def killed_and_resumed(hub, fetchers, root, rng, steps):
     if by_byte:
         at = rng.randrange(1, size)
         pids: list[int] = []
-        started = threading.Event()
+        started, fired = threading.Event(), threading.Event()
 
         def kill(total):
-            if total >= at:
+            if total >= at and not fired.is_set():
+                fired.set()  # once: later the pid may be another process's
                 started.wait(10)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pids[0], signal.SIGKILL)
