@@ -74,7 +74,12 @@ class ContainerSpec:
 
 @dataclass(slots=True)
 class Container:
-    """A container from the request for it to the end of its last process."""
+    """A container from the request for it to the end of its last process.
+
+    Attributes:
+        pid: Of its first process; 0 until that is known.
+        whole_by_kill: Whether all of it ends with its first process.
+    """
 
     task_id: str
     pid: int
@@ -87,7 +92,7 @@ class Container:
         return await asyncio.shield(self.gone)
 
     def _signal(self, number: int) -> None:
-        if not self.ended.done():
+        if self.pid and not self.ended.done():  # 0 would be every process of this one's group
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
@@ -184,7 +189,7 @@ class Launcher:
             elif "refused" in event:
                 ready.set_exception(EngineError(event["refused"]))
             elif "pid" in event:
-                self._started[event["task_id"]].set_result(event["pid"])
+                self._has_begun(event["task_id"], event["pid"])
             else:
                 # told by the container's first process, and then again by its parent
                 container = self._containers.pop(event["task_id"], None)
@@ -197,6 +202,15 @@ class Launcher:
             for future in [*self._started.values(), *(one.ended for one in self._containers.values())]:
                 if not future.done():
                     future.set_exception(gone)
+
+    def _has_begun(self, task_id: str, pid: int) -> None:
+        started = self._started.get(task_id)
+        if started is not None and not started.done():
+            started.set_result(pid)
+            return
+        # whoever asked for it has given it up meanwhile
+        loop = asyncio.get_running_loop()
+        Container(task_id, pid, self._about["pids"], loop.create_future(), loop.create_future()).kill()
 
     async def launch(self, spec: ContainerSpec, on_log: Callable[[int, bytes], None]) -> Container:
         """Start one container; *on_log* gets what it writes to descriptors 1 and 2.
