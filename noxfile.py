@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
 import nox
@@ -19,8 +20,11 @@ def _run(session: nox.Session, tool: str, *arguments: str) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The commit tier."""
-    _run(session, "python", "-m", "pytest", "-q", *session.posargs)
+    """The commit tier; a module stays on one worker, and so does its engine."""
+    # a short name: the paths of unix sockets below it must stay under 108 bytes
+    with tempfile.TemporaryDirectory(prefix="gs") as folder:
+        workers = ("-n", "2", "--dist", "loadscope", "--basetemp", f"{folder}/t")
+        _run(session, "python", "-m", "pytest", "-q", *workers, *session.posargs)
 
 
 @nox.session(venv_backend="venv", python=["3.12", "3.13"])

@@ -47,4 +47,7 @@ def test_every_file_is_synced_then_the_manifest_then_renamed_once_then_committed
     assert all(path.suffix != ".part" for path in synced[manifest:])
     assert {path.name for path in synced[:manifest]} >= {"files", "tokenizer"}  # the folders that hold the names
     assert [path.name for path in synced[manifest + 1 :]] == ["snapshot"]
-    assert [step[:2] for step in after] == [("sync", str(tmp_path / "snapshots")), ("commit",)]
+    # the emptied working folder is taken out of sight as well, which no reader looks at
+    cleared = [step for step in after if step[0] == "rename" and Path(step[1]).is_relative_to(tmp_path / "incomplete")]
+    seen = [step[:2] for step in after if step not in cleared]
+    assert seen == [("sync", str(tmp_path / "snapshots")), ("commit",)]
