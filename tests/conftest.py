@@ -13,6 +13,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from modal.client import _Client
 
 from gpuserve.engine import LocalEngine
 
@@ -23,6 +24,13 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("gpuserve")
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(autouse=True)
+def _no_client_outlives_its_test() -> Iterator[None]:
+    """Modal keeps one client a process: one that a test leaves behind would call the engine of that test, long gone."""
+    yield
+    assert _Client._client_from_env is None, "use `with engine.connected():` around what uses modal in this process"
 
 
 @pytest.fixture(scope="module")

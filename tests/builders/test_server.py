@@ -156,15 +156,14 @@ def ask(url, path, body=None, key=KEY, **headers):
         return error.code, json.load(error), dict(error.headers)
 
 
-def test_the_http_face_is_guarded_and_answers_in_one_shape(engine, modal_cli, tmp_path, monkeypatch):
+def test_the_http_face_is_guarded_and_answers_in_one_shape(engine, modal_cli, tmp_path):
     modal_cli("secret", "create", "http-keys", f"GPUSERVE_API_KEYS=ci:{KEY}")
     (tmp_path / "http_app.py").write_text(HTTP_APP)
     modal_cli("deploy", "http_app.py")
     import modal
 
-    for name, value in engine.environment.items():
-        monkeypatch.setenv(name, value)
-    url = modal.Cls.from_name("http-builder", "Echo", client=modal.Client.from_env())().web.get_web_url()
+    with engine.connected():
+        url = modal.Cls.from_name("http-builder", "Echo")().web.get_web_url()
     assert ask(url, "/health", key=None)[:2] == (200, {"status": "ok"})
     assert ask(url, "/ready", key=None)[:2] == (200, {"ready": True})
     assert ask(url, "/page", key=None)[:2] == (200, {"page": True})

@@ -161,12 +161,11 @@ def test_the_command_line_fetches_lists_verifies_and_prunes_a_folder(hub, tmp_pa
     assert json.loads(run("list", "--folder", store, "--json")[1]) == []
 
 
-def test_the_command_line_works_on_a_volume_through_modal(hub, engine, monkeypatch):
+def test_the_command_line_works_on_a_volume_through_modal(hub, engine):
     hub.commits[COMMIT] = model_files(0, numbers=400)
-    for name, value in engine.environment.items():
-        monkeypatch.setenv(name, value)
-    code, text = run("fetch", REPO, "--revision", COMMIT, "--volume", "cli-models", "--json")
-    assert code == 0, text
-    fetched = json.loads(text.splitlines()[-1])
-    code, text = run("verify", "--volume", "cli-models", "--json")
-    assert json.loads(text.splitlines()[-1]) == [{"snapshot": fetched["snapshot"], "fault": ""}]
+    with engine.connected():
+        code, text = run("fetch", REPO, "--revision", COMMIT, "--volume", "cli-models", "--json")
+        assert code == 0, text
+        fetched = json.loads(text.splitlines()[-1])
+        code, text = run("verify", "--volume", "cli-models", "--json")
+        assert json.loads(text.splitlines()[-1]) == [{"snapshot": fetched["snapshot"], "fault": ""}]
