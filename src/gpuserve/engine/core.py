@@ -16,9 +16,10 @@ from typing import Any
 from grpclib.server import Server
 
 from gpuserve.engine.coverage import instead_of
+from gpuserve.engine.listener import Listener
 from gpuserve.engine.protocol import api_pb2
 from gpuserve.engine.replies import Replies
-from gpuserve.engine.rpc import Access, Listener, Servicer
+from gpuserve.engine.rpc import Access, Servicer
 from gpuserve.engine.services.app_logs import AppLogService
 from gpuserve.engine.services.apps import AppService
 from gpuserve.engine.services.blobs import BlobService

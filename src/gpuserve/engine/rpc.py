@@ -21,7 +21,6 @@ import hmac
 import inspect
 import logging
 import sqlite3
-import weakref
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -30,19 +29,15 @@ from typing import Any, NoReturn
 import grpclib.const
 import grpclib.server
 from grpclib import GRPCError, Status
-from grpclib.protocol import H2Protocol
-from h2.settings import SettingCodes
 
-from gpuserve.engine.protocol import RPCS, Message, Rpc, status_details_codec
+from gpuserve.engine.protocol import RPCS, Message, Rpc
 from gpuserve.engine.replies import Replies
 from gpuserve.engine.store import Store
 
-__all__ = ["CONTAINER_RPCS", "Access", "Caller", "Listener", "Servicer", "refuse"]
+__all__ = ["CONTAINER_RPCS", "Access", "Caller", "Servicer", "refuse"]
 
 log = logging.getLogger("gpuserve.engine")
 
-# Each waiting call holds a stream; at h2's own 100 a client that waits for 100 outputs could not put another input.
-_MOST_STREAMS = 100_000
 # A message is a header, and names what the caller sent: one of a megabyte kept the engine busy for a minute.
 _LONGEST_MESSAGE = 4_000
 
@@ -267,35 +262,6 @@ class Servicer:
                 self._replies.forget(rpc, key)
             raise
         return reply
-
-
-class _Connection(H2Protocol):
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self.connection._connection.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: _MOST_STREAMS})
-        self.connection.flush()
-
-
-class Listener(grpclib.server.Server):
-    """A gRPC server whose `close` also hangs up: a container's door must not outlive it on an open connection."""
-
-    def __init__(self, servicer: Servicer) -> None:
-        """Serve *servicer*, once started."""
-        super().__init__([servicer], status_details_codec=status_details_codec)
-        self._connections: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    def _protocol_factory(self) -> Any:
-        plain = super()._protocol_factory()
-        protocol = _Connection(plain.handler, plain.config, plain.h2_config)
-        self._connections.add(protocol)
-        return protocol
-
-    def close(self) -> None:
-        """Stop listening, break off what runs, and close every connection."""
-        super().close()
-        for protocol in list(self._connections):
-            if hasattr(protocol, "connection"):
-                protocol.connection.close()
 
 
 def _scoped(caller: Caller) -> str:
