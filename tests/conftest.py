@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -72,3 +73,21 @@ def run_app(modal_cli: Run, tmp_path: Path) -> Callable[[str], Any]:
         return json.loads(report.read_text())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def debian_packages() -> Callable[..., None]:
+    """Install programs that the tests need and Debian has, or skip."""
+
+    def install(*packages: str) -> None:
+        if os.geteuid() != 0 or shutil.which("apt-get") is None:
+            pytest.skip(f"only root on Debian may install what is missing here: apt-get install {' '.join(packages)}")
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        patient = ("-q", "-o", "DPkg::Lock::Timeout=200")  # another worker may be at it
+        for arguments in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
+            command = ["apt-get", *patient, *arguments]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                pytest.skip(f"{' '.join(packages)} could not be installed: {done.stderr[-300:]}")
+
+    return install

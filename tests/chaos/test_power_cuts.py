@@ -146,10 +146,10 @@ def groups(folder):
 
 
 @pytest.fixture(scope="module")
-def written(chaos, tmp_path_factory):
+def written(chaos, tmp_path_factory, debian_packages):
     """A client's operations on an engine whose system calls were traced from its first start on."""
     if shutil.which("strace") is None:
-        pytest.skip("strace is not installed: without it nothing tells what was synced when")
+        debian_packages("strace")  # without it nothing tells what was synced when
     folder = tmp_path_factory.mktemp("p")
     tracer = ("strace", *chaos.disk.OPTIONS, *chaos.disk.STAMPS, "-o", str(folder / "trace"))
     engine = chaos.Engine(folder, (*tracer, sys.executable, "-m", "gpuserve.engine")).start()

@@ -1,9 +1,7 @@
 """The search page in a real Chromium, driven by the keyboard."""
 
 import json
-import os
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -24,24 +22,10 @@ _FLAGS = (
 _PROGRAMS = ("chromium", "chromedriver")
 
 
-def _install_chromium():
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        pytest.skip(
-            "there is no chromium here, and only root on Debian may install it: apt-get install chromium-driver"
-        )
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for arguments in (["update"], ["install", "-y", "--no-install-recommends", "chromium", "chromium-driver"]):
-        done = subprocess.run(
-            ["apt-get", "-q", *arguments], env=environment, capture_output=True, text=True, check=False
-        )
-        if done.returncode != 0:
-            pytest.skip(f"chromium could not be installed: {done.stderr[-300:]}")
-
-
 @pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
+def chromium(tmp_path_factory, debian_packages):
     if not all(map(shutil.which, _PROGRAMS)):
-        _install_chromium()
+        debian_packages("chromium", "chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location, driver = map(shutil.which, _PROGRAMS)
     for flag in (*_FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('chromium')}", "--window-size=900,900"):

@@ -37,6 +37,8 @@ __all__ = ["Session"]
 _LONGEST_SOCKET_PATH = 103
 _FILE = "session.json"
 _PREFIX = "gpuserve-run-"
+# Where every Unix has a short path that is of this machine alone.
+_SHORT = "/tmp"  # noqa: S108 (mkdtemp makes a folder of this user's own below it)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,19 +129,29 @@ def _run_folder(home: Path, left: str) -> Path:
             shutil.rmtree(before)
         return own
     own.rmdir()
-    try:
-        chosen = before if reusable else Path(tempfile.mkdtemp(prefix=_PREFIX))
-    except OSError as error:
-        raise no_temporary_folder(error) from error
-    _empty(chosen)
-    if not _takes_sockets(chosen):
-        chosen.rmdir()
+    chosen = [before] if reusable else []
+    if not reusable:
+        for parent in (None, _SHORT):  # TMPDIR may be long as well
+            try:
+                chosen.append(Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent)))
+            except OSError as error:
+                if parent is None:
+                    raise no_temporary_folder(error) from error
+                break
+            if _takes_sockets(chosen[-1]):
+                break
+    for folder in chosen[:-1]:
+        folder.rmdir()
+    _empty(chosen[-1])
+    if not _takes_sockets(chosen[-1]):
+        chosen[-1].rmdir()
+        tried = " and ".join(map(str, (own, *chosen)))
         raise EngineError(
-            f"there is no place for the engine's sockets: {own} and {chosen} have too long a path for sockets, or take "
+            f"there is no place for the engine's sockets: {tried} have too long a path for sockets, or take "
             f"none: {_LONGEST_SOCKET_PATH} bytes are allowed with their names. "
             "Set GPUSERVE_HOME or TMPDIR to a shorter path, such as one below /tmp."
         )
-    return chosen
+    return chosen[-1]
 
 
 def _empty(folder: Path) -> None:
