@@ -27,9 +27,9 @@ hypothesis.settings.load_profile("gpuserve")
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture(autouse=True)
-def _no_client_outlives_its_test() -> Iterator[None]:
-    """Modal keeps one client a process: one that a test leaves behind would call the engine of that test, long gone."""
+@pytest.fixture(scope="module", autouse=True)
+def _no_client_outlives_its_module() -> Iterator[None]:
+    """Modal keeps one client a process: one that is left behind would call an engine that is long gone."""
     yield
     assert _Client._client_from_env is None, "use `with engine.connected():` around what uses modal in this process"
 

@@ -101,3 +101,19 @@ def test_what_one_asks_of_an_engine_that_has_gone_says_so(tmp_path):
         engine.stdin.close()
     with pytest.raises(EngineError, match=f"the engine \\(pid {engine.pid}\\) has just gone"):
         found.status()
+
+
+def test_a_signal_at_any_instant_of_the_wait_ends_it():
+    program = """
+import random, signal, sys
+from gpuserve.engine.control import Ending
+seed = random.SystemRandom().randrange(2**32)
+print("seed", seed, flush=True)
+dice = random.Random(seed)
+for number in range(400):
+    ending = Ending(signal.SIGALRM)
+    signal.setitimer(signal.ITIMER_REAL, dice.uniform(5e-6, 30e-6))
+    ending.wait()
+    assert ending.is_set()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

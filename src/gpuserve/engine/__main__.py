@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from gpuserve.engine.control import Control
+from gpuserve.engine.control import Control, Ending
 from gpuserve.engine.home import default_home, unusable
 from gpuserve.engine.running import CONTROL
 from gpuserve.engine.server import IMAGE_CHECKS, ISOLATIONS, LocalEngine
@@ -22,9 +22,7 @@ from gpuserve.exceptions import EngineError
 def main() -> int:
     """Run the engine; its folder has ``engine.json`` (0600) while it is up, and the first output line is the same."""
     options = _parser().parse_args()
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: stop.set())
+    stop = Ending(signal.SIGTERM, signal.SIGINT)
     told = os.dup(sys.stderr.fileno())  # where whoever started us reads, whatever standard error becomes
     try:
         home: Path = options.home or default_home()
@@ -61,7 +59,7 @@ def _log_to(log: Path, home: Path) -> None:
     os.close(descriptor)
 
 
-def _serve(options: argparse.Namespace, home: Path, stop: threading.Event, told: int) -> None:
+def _serve(options: argparse.Namespace, home: Path, stop: Ending, told: int) -> None:
     engine = LocalEngine(
         home,
         image_check=options.image_check,

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import hmac
 import json
+import os
+import signal
 import socketserver
 import threading
 from collections.abc import Callable, Mapping
@@ -18,9 +20,42 @@ from typing import Any
 
 from gpuserve.exceptions import EngineError
 
-__all__ = ["Control"]
+__all__ = ["Control", "Ending"]
 
 _LONGEST_REQUEST = 4096
+
+
+class Ending:
+    """Whether a process is to end: asked for by a signal, by `Control`, or by both.
+
+    A `threading.Event` would not do. Set in a signal's handler while the same thread is about to wait, each waits
+    for the other's lock; and a signal that comes just before the wait begins leaves its handler unrun until the
+    wait ends. A pipe that the signal itself is written to has neither gap.
+    """
+
+    def __init__(self, *signals: signal.Signals) -> None:
+        """Listen for *signals* from now on; in the main thread alone."""
+        self._asked = False
+        self._woken, self._wake = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._wake, False)
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        for number in signals:
+            signal.signal(number, lambda _number, _frame: self.set())
+
+    def set(self) -> None:
+        """Ask for the end."""
+        self._asked = True
+        with contextlib.suppress(BlockingIOError):  # full of what wakes as well
+            os.write(self._wake, b"\0")
+
+    def is_set(self) -> bool:
+        """Whether somebody has asked."""
+        return self._asked
+
+    def wait(self) -> None:
+        """Return once somebody asks, or at once if somebody did."""
+        while not self._asked:
+            os.read(self._woken, 4096)
 
 
 class Control:
@@ -39,7 +74,7 @@ class Control:
         path: Path,
         token: str,
         status: Callable[[], Mapping[str, Any]],
-        stop: threading.Event,
+        stop: Ending,
         *,
         transient: bool,
     ) -> None:
