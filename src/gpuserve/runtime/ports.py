@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import modal
 
-__all__ = ["LeaseEntries", "ModalVolume", "PlainFolder", "VolumePort"]
+__all__ = ["KeyEntries", "KeyPort", "LeaseEntries", "ModalVolume", "PlainFolder", "VolumePort"]
 
 
 class VolumePort(Protocol):
@@ -68,3 +69,22 @@ class LeaseEntries:
     def remove(self, key: str) -> None:
         """Take it away, if it is there."""
         self._dict.pop(key, None)
+
+
+class KeyPort(Protocol):
+    """Where keys are read again and again."""
+
+    async def read(self) -> Mapping[str, str]:
+        """The sha256 of every key, in hexadecimal digits, by its name."""
+
+
+class KeyEntries:
+    """Keys in a ``modal.Dict``."""
+
+    def __init__(self, name: str) -> None:
+        """Use the dict of that *name*, made where there is none."""
+        self._dict = modal.Dict.from_name(name, create_if_missing=True)
+
+    async def read(self) -> Mapping[str, str]:
+        """All of its entries."""
+        return {str(key): value async for key, value in self._dict.items.aio()}

@@ -11,15 +11,16 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel
 from pydantic.errors import PydanticSchemaGenerationError
 from starlette.exceptions import HTTPException
 
 from gpuserve.exceptions import RequestError
-from gpuserve.runtime.http.guard import Application, Guard, internal_error, refusal, report_failure
-from gpuserve.runtime.http.keys import BearerKeys
+from gpuserve.runtime.http.guard import OPEN_PATHS, Application, Guard, internal_error, refusal, report_failure
+from gpuserve.runtime.http.inputs import InputReader, check_media, fault_of, strict_route
+from gpuserve.runtime.http.keys import keys_of
 from gpuserve.runtime.http.metrics import Metrics
-from gpuserve.runtime.http.strict_json import parse_json
+from gpuserve.runtime.http.openapi import described
 from gpuserve.runtime.server import ServerRuntime
 from gpuserve.specs.http import Http
 
@@ -32,9 +33,10 @@ def build_app(runtime: ServerRuntime, http: Http, routes: Callable[[APIRouter], 
     Raises:
         KeysError: If the server has no keys.
     """
-    keys = BearerKeys.from_environment()
+    keys = keys_of(http)
     app = FastAPI(title=runtime.name, docs_url=None, redoc_url=None)
-    router = APIRouter()
+    app.openapi = described(app, OPEN_PATHS | frozenset(http.public_paths))  # type: ignore[method-assign]
+    router = APIRouter(route_class=strict_route(http.max_json_values))
 
     @router.get("/health")
     async def health() -> dict[str, str]:
@@ -52,7 +54,7 @@ def build_app(runtime: ServerRuntime, http: Http, routes: Callable[[APIRouter], 
         return Response(body, media_type=content_type)
 
     for name in (*runtime.batched, *runtime.streaming):
-        _add_method(router, runtime, name)
+        _add_method(router, runtime, name, http)
     routes(router)
     app.include_router(router)
     if http.cors_origins:
@@ -69,17 +71,21 @@ def build_app(runtime: ServerRuntime, http: Http, routes: Callable[[APIRouter], 
 
     @app.exception_handler(RequestValidationError)
     async def refuse_input(_request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            fault = f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
+        errors = list(error.errors())
+        if errors[0]["type"] == "json_invalid":
+            fault = f"the body is not JSON: {errors[0]['ctx']['error']} at character {errors[0]['loc'][-1]}"
             return _refusal(RequestError(fault, "invalid_json", 400))
-        where = ".".join(str(part) for part in first["loc"][1:]) or "body"
-        return _refusal(RequestError(f"{where}: {first['msg']}", "invalid_input", 422), param=where)
+        return _refusal(fault_of(errors, [], skip=1))
 
     @app.exception_handler(HTTPException)
     async def refuse_route(request: Request, error: HTTPException) -> Response:
+        if isinstance(error.__cause__, RequestError):
+            return _refusal(error.__cause__)  # FastAPI wraps what goes wrong while it reads a body
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-        return _refusal(RequestError(f"{request.method} {request.url.path}: {error.detail}", code, error.status_code))
+        fault = f"{request.method} {request.scope['path'][:200]}: {error.detail}"
+        answer = _refusal(RequestError(fault, code, error.status_code))
+        answer.headers.update(error.headers or {})
+        return answer
 
     @app.exception_handler(Exception)
     async def refuse_failure(request: Request, _error: Exception) -> Response:
@@ -88,35 +94,20 @@ def build_app(runtime: ServerRuntime, http: Http, routes: Callable[[APIRouter], 
     return Guard(app, http, keys, metrics.answered)
 
 
-def _refusal(error: RequestError, *, param: str | None = None) -> Response:
-    headers, body = refusal(error, param=param)
+def _refusal(error: RequestError) -> Response:
+    headers, body = refusal(error)
     return Response(body, error.status, headers)
 
 
-def _add_method(router: APIRouter, runtime: ServerRuntime, name: str) -> None:
-    annotation = runtime.annotation(name)
+def _add_method(router: APIRouter, runtime: ServerRuntime, name: str, http: Http) -> None:
     try:
-        model: type[BaseModel] = create_model(
-            f"{name.title().replace('_', '')}Request",
-            __config__=ConfigDict(extra="forbid", strict=True),
-            input=(annotation, ...),
-        )
+        reader = InputReader(name, runtime.annotation(name), http.max_json_values)
     except PydanticSchemaGenerationError:
         return  # JSON has no word for this type: RPC alone serves it
 
     async def read(request: Request) -> Any:
-        kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise RequestError(f"content-type is {kind!r}; send application/json", "unsupported_media_type", 415)
-        body = await request.body()
-        parse_json(body)
-        try:
-            checked = model.model_validate_json(body)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise RequestError(f"{where or 'body'}: {first['msg']}", "invalid_input", 422) from None
-        return checked.input  # type: ignore[attr-defined]
+        check_media(request.headers)
+        return reader.read(await request.body())
 
     async def answer(request: Request) -> JSONResponse:
         item = await read(request)
@@ -135,9 +126,7 @@ def _add_method(router: APIRouter, runtime: ServerRuntime, name: str) -> None:
         methods=["POST"],
         name=name,
         response_model=None,
-        openapi_extra={
-            "requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}
-        },
+        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": reader.schema()}}}},
     )
 
 

@@ -57,12 +57,18 @@ class Metrics:
         start = Gauge("gpuserve_start_seconds", "what the cold start was made of", ("part",), registry=registry)
         for part, spent in runtime.started_in_s.items():
             start.labels(part).set(spent)
+        # a look-up by labels costs more than what it finds; routes and statuses are few
+        self._of_route: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         runtime.on_batch = self._batch
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count one request."""
-        self._requests.labels(route, str(status)).inc()
-        self._latency.labels(route).observe(seconds)
+        found = self._of_route.get((route, status))
+        if found is None:
+            found = self._requests.labels(route, str(status)), self._latency.labels(route)
+            self._of_route[route, status] = found
+        found[0].inc()
+        found[1].observe(seconds)
 
     def _batch(self, method: str, record: BatchRecord) -> None:
         self._size.labels(method).observe(record.size)
