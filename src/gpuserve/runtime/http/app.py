@@ -16,7 +16,15 @@ from pydantic.errors import PydanticSchemaGenerationError
 from starlette.exceptions import HTTPException
 
 from gpuserve.exceptions import RequestError
-from gpuserve.runtime.http.guard import OPEN_PATHS, Application, Guard, internal_error, refusal, report_failure
+from gpuserve.runtime.http.guard import (
+    OPEN_PATHS,
+    REPORTED,
+    Application,
+    Guard,
+    internal_error,
+    refusal,
+    report_failure,
+)
 from gpuserve.runtime.http.inputs import InputReader, check_media, fault_of, strict_route
 from gpuserve.runtime.http.keys import keys_of
 from gpuserve.runtime.http.metrics import Metrics
@@ -89,7 +97,10 @@ def build_app(runtime: ServerRuntime, http: Http, routes: Callable[[APIRouter], 
 
     @app.exception_handler(Exception)
     async def refuse_failure(request: Request, _error: Exception) -> Response:
-        return _refusal(internal_error(request.scope["gpuserve_request_id"]))
+        request_id = request.scope["gpuserve_request_id"]
+        report_failure(request_id)  # before it is answered: who was told of the log finds it there
+        request.scope[REPORTED] = True
+        return _refusal(internal_error(request_id))
 
     return Guard(app, http, keys, metrics.answered)
 
@@ -106,7 +117,7 @@ def _add_method(router: APIRouter, runtime: ServerRuntime, name: str, http: Http
         return  # JSON has no word for this type: RPC alone serves it
 
     async def read(request: Request) -> Any:
-        check_media(request.headers)
+        check_media(request.scope["headers"])
         return reader.read(await request.body())
 
     async def answer(request: Request) -> JSONResponse:

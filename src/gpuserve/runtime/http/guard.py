@@ -22,13 +22,15 @@ from gpuserve.runtime.http.rate_limit import RateLimit
 from gpuserve.runtime.telemetry.record import CURRENT, RequestRecord
 from gpuserve.specs.http import Http
 
-__all__ = ["OPEN_PATHS", "Application", "Guard", "internal_error", "refusal", "report_failure"]
+__all__ = ["OPEN_PATHS", "REPORTED", "Application", "Guard", "internal_error", "refusal", "report_failure"]
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
+REPORTED = "gpuserve_reported"
+"""The scope's mark of a failure that is in the log already."""
 PROXY = "modal-proxy"
 """Who calls a server whose callers Modal alone checks."""
 
@@ -37,8 +39,8 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _KEY_IN_QUERY = re.compile(rb"(?:^|&)(?:api[-_]?key|key|(?:access[-_])?token|auth(?:orization)?)=", re.IGNORECASE)
 # Bytes a second of a body that is no attempt to hold the connection: a modem's.
 _SLOWEST_BODY = 1024
-# Refusals of what cannot be read to its end: the connection is of no more use.
-_CLOSING = frozenset({"body_timeout", "bad_content_length"})
+# Request Timeout: what is left of the request never comes, and the connection is of no more use.
+_CLOSING_STATUS = 408
 _EITHER = "send Authorization: Bearer KEY with a key of this server"
 
 
@@ -126,7 +128,8 @@ class Guard:
             limit = f"not answered within {self._http.timeout_s:g} s; try again later"
             await answer.fail(RequestError(limit, "timeout", 504, 1.0))
         except Exception:  # noqa: BLE001 (told in the log, not to the caller)
-            report_failure(request_id)
+            if REPORTED not in scope:
+                report_failure(request_id)
             await answer.fail(internal_error(request_id))
         finally:
             # the route, not the path: what callers make up must not become a label
@@ -249,7 +252,10 @@ class _Answer:
         if message["type"] == "http.response.start":
             self._begun = True
             self._record.status = int(message["status"])
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self._record.request_id.encode())]
+            headers = [*message.get("headers", ()), (b"x-request-id", self._record.request_id.encode())]
+            if self._record.status == _CLOSING_STATUS and self._http_1:
+                headers.append((b"connection", b"close"))
+            message["headers"] = headers
         else:
             self._ended = message["type"] == "http.response.body" and not message.get("more_body", False)
         await self._send(message)
@@ -260,8 +266,6 @@ class _Answer:
         if self._begun:
             raise error  # half an answer must not look like a whole one: the connection is broken off
         headers, body = refusal(error)
-        if error.code in _CLOSING and self._http_1:
-            headers["connection"] = "close"
         pairs = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
         pairs.append((b"content-length", str(len(body)).encode()))
         await self.send({"type": "http.response.start", "status": error.status, "headers": pairs})

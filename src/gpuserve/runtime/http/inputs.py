@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import Any
 
 from fastapi import Request
@@ -126,19 +126,21 @@ _JSON = "application/json"
 _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 
 
-def check_media(headers: Mapping[str, str], allowed: tuple[str, ...] = (_JSON,)) -> None:
+def check_media(headers: Iterable[tuple[bytes, bytes]], allowed: tuple[str, ...] = (_JSON,)) -> None:
     """Refuse a body that is not JSON, or is packed.
 
     Raises:
         RequestError: 415 with what to send.
     """
-    kind = headers.get("content-type", _JSON).partition(";")[0].strip().lower()
-    if kind not in allowed:
-        raise RequestError(f"content-type is {kind[:64]!a}; send {_JSON}", "unsupported_media_type", 415)
-    packed = headers.get("content-encoding", "identity").strip().lower()
-    if packed != "identity":
-        fault = f"content-encoding is {packed[:64]!a}; send the body as it is"
-        raise RequestError(fault, "unsupported_media_type", 415)
+    for name, value in headers:
+        if name == b"content-type" and value != b"application/json":
+            kind = value.decode("latin-1").partition(";")[0].strip().lower()
+            if kind not in allowed:
+                raise RequestError(f"content-type is {kind[:64]!a}; send {_JSON}", "unsupported_media_type", 415)
+        elif name == b"content-encoding" and value.strip().lower() not in {b"", b"identity"}:
+            packed = value.decode("latin-1")[:64]
+            fault = f"content-encoding is {packed!a}; send the body as it is"
+            raise RequestError(fault, "unsupported_media_type", 415)
 
 
 def strict_route(max_values: int) -> type[APIRoute]:
@@ -157,7 +159,7 @@ def strict_route(max_values: int) -> type[APIRoute]:
 
             async def strict(request: Request) -> Response:
                 if takes_body:
-                    check_media(request.headers, (_JSON, *_FORMS))
+                    check_media(request.scope["headers"], (_JSON, *_FORMS))
                 return await handler(StrictRequest(request.scope, request.receive))
 
             return strict

@@ -68,6 +68,8 @@ class Served:
         if key is not None and not any(line.lower().startswith("authorization:") for line in extra):
             lines.append(f"Authorization: Bearer {key}")
         if body is not None:
+            if not any(line.lower().startswith("content-type:") for line in extra):
+                lines.append("Content-Type: application/json")
             lines.append(f"Content-Length: {len(body)}")
         return self.raw("\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b""))
 
