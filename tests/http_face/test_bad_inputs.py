@@ -37,7 +37,12 @@ BODIES = {
     "-Infinity": (prompt(temperature=float("-inf")), 400, "invalid_number", "finite"),
     "a negative number": (prompt(max_tokens=-5), 422, "invalid_input", "greater than or equal to 1; got -5"),
     "none at all": (prompt(max_tokens=0), 422, "invalid_input", "input.settings.max_tokens"),
-    "one above the limit": (prompt(max_tokens=LIMIT + 1), 422, "invalid_input", f"or equal to {LIMIT}; got {LIMIT + 1}"),
+    "one above the limit": (
+        prompt(max_tokens=LIMIT + 1),
+        422,
+        "invalid_input",
+        f"or equal to {LIMIT}; got {LIMIT + 1}",
+    ),
     "a billion": (prompt(n=10**9), 422, "invalid_input", "less than or equal to 8; got 1000000000"),
     "5,000 digits": (prompt(n=1).replace(b"1}", b"9" * 5000 + b"}"), 400, "number_too_long", "5,000 digits"),
     "309 digits": (prompt(n=1).replace(b"1}", b"9" * 309 + b"}"), 400, "number_too_long", "309 digits"),

@@ -13,7 +13,7 @@ from gpuserve.builders.server import Marker
 from gpuserve.builders.streaming import StreamingMethod
 from gpuserve.exceptions import RegistrationError
 
-__all__ = ["CHUNK", "RegisteredServer", "ServerHandle", "served_partial"]
+__all__ = ["CHUNK", "HttpHandle", "RegisteredHttpServer", "RegisteredServer", "ServerHandle", "served_partial"]
 
 CHUNK = "_gpuserve_chunk"
 
@@ -36,10 +36,59 @@ class RegisteredServer(modal.Cls):
         Raises:
             RegistrationError: Always.
         """
-        raise RegistrationError(
-            f"{self._gpuserve_name} is registered and cannot be subclassed; "
-            f"subclass an unregistered base, and register each leaf"
-        )
+        raise _not_a_base(self._gpuserve_name)
+
+
+class RegisteredHttpServer(modal.Server):
+    """A ``modal.Server`` in all things; calling it gives an `HttpHandle`, as calling a class gives its handle."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Where requests go.
+
+        Raises:
+            RegistrationError: If parameters are given; a server has none.
+        """
+        if args or kwargs:
+            raise RegistrationError(
+                f"{self._gpuserve_name} is served over HTTP alone (transport='server') and has no parameters; "
+                f"take the values from the request, or write transport='asgi' in Http(…)"
+            )
+        return HttpHandle(self)
+
+    def __mro_entries__(self, _bases: tuple[Any, ...]) -> tuple[type, ...]:
+        """Refuse to be a base class.
+
+        Raises:
+            RegistrationError: Always.
+        """
+        raise _not_a_base(self._gpuserve_name)
+
+
+class HttpHandle:
+    """A server that is reached over HTTP alone."""
+
+    def __init__(self, server: RegisteredHttpServer) -> None:
+        self._server = server
+
+    @property
+    def url(self) -> str | None:
+        """Where requests go; the same as ``MyServer.get_url()``."""
+        address: str | None = self._server.get_url()
+        return address
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._server._gpuserve_methods:
+            raise RegistrationError(
+                f"{self._server._gpuserve_name}.{name} is served over HTTP alone (transport='server'); "
+                f"send POST {{url}}/{name}, or write transport='asgi' in Http(…) to call it"
+            )
+        raise AttributeError(f"{self._server._gpuserve_name} has no {name!r} outside its container")
+
+
+def _not_a_base(name: str) -> RegistrationError:
+    return RegistrationError(
+        f"{name} is registered and cannot be subclassed; subclass an unregistered base, and register each leaf"
+    )
 
 
 class _ServedPartial(modal.partial_function.PartialFunction[Any, Any, Any]):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from gpuserve.builders.batched import batched
 from gpuserve.builders.streaming import streaming
-from gpuserve.exceptions import DeclarationError
+from gpuserve.builders.transport import http_only_faults
+from gpuserve.exceptions import DeclarationError, EngineError
 from gpuserve.runtime.server import ServerRuntime
 from gpuserve.specs.batching import Batching
 from gpuserve.specs.budget import Budget
@@ -114,6 +115,17 @@ class WarmModelServer:
         """What *item* adds to a batch, e.g. its tokens; 1 unless overridden."""
         return 1.0
 
+    @property
+    def url(self) -> str | None:
+        """Where the HTTP face of a registered class is: ``MyServer().url``; ``None`` if it has none.
+
+        Raises:
+            EngineError: On a server in this process or inside its container, which has no address of its own.
+        """
+        raise EngineError(
+            f"{type(self).__name__} has no address here; ask the registered class: {type(self).__name__}().url"
+        )
+
     def routes(self, router: APIRouter) -> None:
         """Add routes of your own beside ours; they are guarded as ours are."""
 
@@ -188,11 +200,15 @@ def declaration_of(cls: type[WarmModelServer], overrides: Mapping[str, Any] | No
     Raises:
         DeclarationError: With every fault.
     """
-    values = {name: getattr(cls, name) for name in ServerDeclaration.model_fields}
+    values = {**{name: getattr(cls, name) for name in ServerDeclaration.model_fields}, **(overrides or {})}
+    faults = http_only_faults(cls, values)
     try:
-        return ServerDeclaration(**{**values, **(overrides or {})})
+        declaration = ServerDeclaration(**values)
     except DeclarationError as error:
-        raise DeclarationError(cls.__qualname__, error.faults) from None
+        raise DeclarationError(cls.__qualname__, (*error.faults, *faults)) from None
+    if faults:
+        raise DeclarationError(cls.__qualname__, tuple(faults))
+    return declaration
 
 
 def served_methods(cls: type[WarmModelServer]) -> dict[str, Marker]:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from gpuserve.specs.base import Spec
 from gpuserve.specs.secret import SecretSpec
 
-__all__ = ["API_KEYS", "Http"]
+__all__ = ["API_KEYS", "DEFAULT_PORT", "Http"]
 
 API_KEYS = "GPUSERVE_API_KEYS"
 """The variable with the bearer keys: ``name:key`` pairs, separated by commas."""
 
+# Source: modal 1.6.4, app.server's own default.
+DEFAULT_PORT = 8000
+
 
 class Http(Spec):
-    """The HTTP face of a server: who may call it, and how much a call may bring.
+    """The HTTP face of a server: who may call it, how much a call may bring, and how it gets there.
+
+    With ``transport="asgi"`` each request is an input of Modal's, beside those of RPC. With ``transport="server"``
+    (Modal's ``@app.server``) the container listens on a port itself: a fraction of the latency, HTTP alone.
 
     Everything but ``/health``, ``/ready`` and the paths in ``public_paths`` needs ``Authorization:
     Bearer KEY``. The keys come from the variable ``GPUSERVE_API_KEYS`` of one of the server's
@@ -61,9 +67,18 @@ class Http(Spec):
     """seconds that a body may keep silent before the request is answered 408"""
     timeout_s: Annotated[float, Field(gt=0, le=150)] = 60.0
     """seconds until a request is answered 504; Modal itself answers 303 after 150 s"""
+    transport: Literal["asgi", "server"] = "asgi"
+    """'asgi' for HTTP beside RPC, 'server' for HTTP alone with less latency"""
+    port: Annotated[int, Field(ge=1, le=65535)] = DEFAULT_PORT
+    """the port that the container listens on with transport='server'"""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.burst is not None and self.requests_per_minute is None:
             raise ValueError(f"burst={self.burst} needs requests_per_minute; write both or neither")
+        if self.transport != "server" and self.port != DEFAULT_PORT:
+            raise ValueError(
+                f"port={self.port} with transport={self.transport!r}, which listens on none; "
+                f"leave it out, or write transport='server'"
+            )
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from pathlib import Path
+from typing import Literal
 
 import modal
 from packaging.requirements import Requirement
@@ -19,10 +20,13 @@ _IN_CONTAINER = "/root/gpuserve"
 _LEFT_OUT = ("**/__pycache__", "engine", "cli", "testing.py")
 _UV_VERSION = "0.9.11"
 _CORE = ("pydantic", "packaging")
-_HTTP = ("fastapi", "prometheus-client")
+_HTTP = ("fastapi", "orjson", "prometheus-client")
+# What listens on a port: where Modal brings the requests, it is Modal's own.
+_LISTENING = ("uvicorn", "uvloop", "httptools")
+_NEEDED = {None: _CORE, "asgi": _CORE + _HTTP, "server": _CORE + _HTTP + _LISTENING}
 
 
-def modal_image(spec: ImageSpec, *, http: bool = False) -> modal.Image:
+def modal_image(spec: ImageSpec, *, http: Literal["asgi", "server"] | None = None) -> modal.Image:
     """Modal's image for *spec*.
 
     A released gpuserve is resolved together with the first of the user's own packages; a checkout is
@@ -30,7 +34,7 @@ def modal_image(spec: ImageSpec, *, http: bool = False) -> modal.Image:
 
     Args:
         spec: What is declared.
-        http: Whether what serves HTTP must be in it too.
+        http: The transport of its HTTP face, which must be in it too; ``None`` for none.
     """
     layers = list(spec.ordered_layers())
     own = _own_requirements(spec, http=http)
@@ -102,10 +106,10 @@ def _with_local(image: modal.Image, layer: Local) -> modal.Image:
     return image.add_local_python_source(layer.source)
 
 
-def _own_requirements(spec: ImageSpec, *, http: bool) -> tuple[str, ...]:
+def _own_requirements(spec: ImageSpec, *, http: Literal["asgi", "server"] | None) -> tuple[str, ...]:
     """What gpuserve needs in a container, without what the user pinned already."""
     pinned = {Requirement(text).name.lower() for text in spec.requirements()}
-    needed = [name for name in (*_CORE, *(_HTTP if http else ())) if name not in pinned]
+    needed = [name for name in _NEEDED[http] if name not in pinned]
     released = _released_version()
     own = [f"gpuserve=={released}"] if released is not None and "gpuserve" not in pinned else []
     return (*own, *(_pin(name) for name in needed))

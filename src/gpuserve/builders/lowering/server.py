@@ -12,24 +12,22 @@ import modal
 
 from gpuserve.builders.batched import batched
 from gpuserve.builders.local import runtime_for
-from gpuserve.builders.lowering.image import modal_image
+from gpuserve.builders.lowering.arguments import MAX_INPUTS, busy_inputs, container_arguments, most_inputs
+from gpuserve.builders.lowering.http_server import lower_http_server, modal_faults
 from gpuserve.builders.registered import CHUNK, RegisteredServer, served_partial
 from gpuserve.builders.server import Marker, WarmModelServer, declaration_of, item_annotation, served_methods
 from gpuserve.builders.streaming import streaming
+from gpuserve.builders.transport import is_http_only
 from gpuserve.exceptions import DeclarationError, RegistrationError
 from gpuserve.runtime.server import require_runtime
 from gpuserve.specs.http import Http
 from gpuserve.specs.image import ImageSpec
-from gpuserve.specs.secret import SecretSpec
 from gpuserve.specs.server import ServerDeclaration
 
-__all__ = ["modal_secret", "register"]
+__all__ = ["register"]
 
 ServerT = TypeVar("ServerT", bound=WarmModelServer)
 
-# Source: Modal's guide to input concurrency: 1,000 inputs a container at most.
-_MAX_INPUTS = 1000
-_HEALTH_CHECKS = 8
 _REGISTERED: weakref.WeakKeyDictionary[modal.App, dict[str, type]] = weakref.WeakKeyDictionary()
 
 
@@ -42,7 +40,8 @@ def register(app: modal.App, **overrides: Any) -> Callable[[type[ServerT]], type
 
     Returns:
         A decorator for a leaf subclass; what it returns is a ``modal.Cls`` whose instances have the
-        class's batched and streaming methods, typed.
+        class's batched and streaming methods, typed; with ``Http(transport="server")`` it is a
+        ``modal.Server``, whose ``url`` takes requests.
 
     Raises:
         RegistrationError: If the class, or another of its name, is on an app already.
@@ -84,11 +83,15 @@ def register(app: modal.App, **overrides: Any) -> Callable[[type[ServerT]], type
                 faults += error.faults
             except NameError:
                 continue  # a name of this file that is defined further down: resolved when the container starts
+        if is_http_only(declaration.http):
+            faults += modal_faults(cls, declaration)
         if faults or declaration.image is None:
             raise DeclarationError(cls.__qualname__, tuple(faults))
         for name, value in overrides.items():
             setattr(cls, name, value)
         taken[cls.__name__] = cls
+        if declaration.http is not None and declaration.http.transport == "server":
+            return lower_http_server(app, cls, declaration, declaration.image, declaration.http)
         return _lower(app, cls, declaration, declaration.image)
 
     return decorate
@@ -106,9 +109,8 @@ def _lower(app: modal.App, cls: type[ServerT], declaration: ServerDeclaration, i
         setattr(cls, name, served_partial(modal.method()(_method(name, marker)), marker))
     for name, hook in _hooks(declaration).items():
         setattr(cls, name, hook)
-    most = declaration.batching.max_queue + declaration.batching.max_batch_size + _HEALTH_CHECKS
-    busy = min(2 * declaration.batching.max_batch_size, most, _MAX_INPUTS)
-    concurrent = modal.concurrent(max_inputs=min(most, _MAX_INPUTS), target_inputs=busy)
+    most = min(most_inputs(declaration), MAX_INPUTS)
+    concurrent = modal.concurrent(max_inputs=most, target_inputs=busy_inputs(declaration))
     registered: Any = app.cls(**_arguments(declaration, image))(concurrent(cls))
     registered.__class__ = RegisteredServer
     registered._gpuserve_batched = tuple(name for name, one in markers.items() if isinstance(one, batched))
@@ -184,36 +186,11 @@ def _stacked(answers: list[Any]) -> Any:
 
 
 def _arguments(declaration: ServerDeclaration, image: ImageSpec) -> dict[str, Any]:
-    secrets = [*declaration.secrets]
-    if declaration.http is not None and declaration.http.keys is not None:
-        secrets.append(declaration.http.keys)
-    gpu = declaration.gpu
-    arguments: dict[str, Any] = {
-        "image": modal_image(image, http=declaration.http is not None),
-        "gpu": list(gpu) if isinstance(gpu, tuple) else gpu,
-        "secrets": [modal_secret(one) if isinstance(one, SecretSpec) else one for one in secrets],
-        "env": dict(declaration.env) or None,
-        "volumes": dict(declaration.volumes),
-        "min_containers": declaration.scaling.min_containers or None,
-        "max_containers": declaration.scaling.max_containers,
-        "buffer_containers": declaration.scaling.buffer_containers or None,
-        "scaledown_window": declaration.scaling.scaledown_window,
+    arguments = {
+        **container_arguments(declaration, image),
         "timeout": declaration.timeout_s,
-        "startup_timeout": declaration.startup_timeout_s,
         "retries": declaration.retries or None,
-        "cpu": declaration.cpu,
-        "memory": declaration.memory_mib,
-        "ephemeral_disk": declaration.ephemeral_disk_mib,
-        "cloud": declaration.cloud,
         "region": declaration.region,
         "routing_region": declaration.routing_region,
-        "proxy": declaration.proxy,
-        "nonpreemptible": declaration.nonpreemptible,
-        "enable_memory_snapshot": declaration.memory_snapshot,
     }
     return {**arguments, **declaration.modal}
-
-
-def modal_secret(spec: SecretSpec) -> modal.Secret:
-    """The workspace's secret of that name; Modal refuses the start where a required key is missing."""
-    return modal.Secret.from_name(spec.name, required_keys=list(spec.required_keys))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -11,11 +10,12 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel
 from pydantic.errors import PydanticSchemaGenerationError
 from starlette.exceptions import HTTPException
 
 from gpuserve.exceptions import RequestError
+from gpuserve.runtime.http.direct import Direct, DirectMethod
+from gpuserve.runtime.http.encoding import encode
 from gpuserve.runtime.http.guard import (
     OPEN_PATHS,
     REPORTED,
@@ -61,17 +61,19 @@ def build_app(runtime: ServerRuntime, http: Http, routes: Callable[[APIRouter], 
         body, content_type = metrics.page()
         return Response(body, media_type=content_type)
 
+    direct = []
     for name in (*runtime.batched, *runtime.streaming):
-        _add_method(router, runtime, name, http)
+        try:
+            reader = InputReader(name, runtime.annotation(name), http.max_json_values)
+        except PydanticSchemaGenerationError:
+            continue  # JSON has no word for this type: RPC alone serves it
+        if name in runtime.streaming:
+            _add_route(router, name, _streaming(runtime, name, reader), reader)
+        else:
+            _add_route(router, name, _described, reader)
+            direct.append(DirectMethod(runtime, name, reader, router.routes[-1]))
     routes(router)
     app.include_router(router)
-    if http.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(http.cors_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"],
-        )
 
     @app.exception_handler(RequestError)
     async def refuse(_request: Request, error: RequestError) -> Response:
@@ -102,7 +104,15 @@ def build_app(runtime: ServerRuntime, http: Http, routes: Callable[[APIRouter], 
         request.scope[REPORTED] = True
         return _refusal(internal_error(request_id))
 
-    return Guard(app, http, keys, metrics.answered)
+    served: Application = Direct(app, direct)
+    if http.cors_origins:
+        served = CORSMiddleware(
+            served,
+            allow_origins=list(http.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type"],
+        )
+    return Guard(served, http, keys, metrics.answered)
 
 
 def _refusal(error: RequestError) -> Response:
@@ -110,38 +120,35 @@ def _refusal(error: RequestError) -> Response:
     return Response(body, error.status, headers)
 
 
-def _add_method(router: APIRouter, runtime: ServerRuntime, name: str, http: Http) -> None:
-    try:
-        reader = InputReader(name, runtime.annotation(name), http.max_json_values)
-    except PydanticSchemaGenerationError:
-        return  # JSON has no word for this type: RPC alone serves it
+async def _described() -> None:
+    # stands for a batched method among the routes: `Direct` answers its requests before they get so far
+    pass
 
-    async def read(request: Request) -> Any:
-        check_media(request.scope["headers"])
-        return reader.read(await request.body())
 
-    async def answer(request: Request) -> JSONResponse:
-        item = await read(request)
-        key: str = request.scope.get("gpuserve_key", "")
-        return JSONResponse({"output": _plain(await runtime.submit_checked(name, item, key=key))})
-
+def _streaming(runtime: ServerRuntime, name: str, reader: InputReader) -> Callable[..., Any]:
     async def stream(request: Request) -> StreamingResponse:
-        item = await read(request)
+        check_media(request.scope["headers"])
+        item = reader.read(await request.body())
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         events = _events(runtime, name, item, str(request.scope["gpuserve_request_id"]))
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
+    return stream
+
+
+def _add_route(router: APIRouter, name: str, endpoint: Callable[..., Any], reader: InputReader) -> None:
+    content = {"application/json": {"schema": reader.schema()}}
     router.add_api_route(
         f"/{name}",
-        stream if name in runtime.streaming else answer,
+        endpoint,
         methods=["POST"],
         name=name,
         response_model=None,
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": reader.schema()}}}},
+        openapi_extra={"requestBody": {"required": True, "content": content}},
     )
 
 
-async def _events(runtime: ServerRuntime, name: str, item: Any, request_id: str) -> AsyncGenerator[str]:
+async def _events(runtime: ServerRuntime, name: str, item: Any, request_id: str) -> AsyncGenerator[bytes]:
     """The pieces of an answer as server-sent events; the last one says how it ended.
 
     A stream that ends without ``done`` or ``error`` was cut off.
@@ -149,21 +156,10 @@ async def _events(runtime: ServerRuntime, name: str, item: Any, request_id: str)
     try:
         async with aclosing(runtime.stream(name, item)) as pieces:
             async for piece in pieces:
-                yield f"data: {json.dumps({'output': _plain(piece)})}\n\n"
-        yield "event: done\ndata: {}\n\n"
+                yield b"data: %s\n\n" % encode({"output": piece})
+        yield b"event: done\ndata: {}\n\n"
     except RequestError as error:
-        yield f"event: error\ndata: {refusal(error)[1].decode()}\n\n"
+        yield b"event: error\ndata: %s\n\n" % refusal(error)[1]
     except Exception:  # noqa: BLE001 (told in the log, not to the caller)
         report_failure(request_id)
-        yield f"event: error\ndata: {refusal(internal_error(request_id))[1].decode()}\n\n"
-
-
-def _plain(value: Any) -> Any:
-    """Arrays as lists, models as objects: what JSON can say."""
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return value.tolist() if hasattr(value, "tolist") else value
+        yield b"event: error\ndata: %s\n\n" % refusal(internal_error(request_id))[1]

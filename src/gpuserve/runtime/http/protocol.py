@@ -1,0 +1,142 @@
+"""uvicorn's HTTP/1.1 protocol on httptools, with the limits that it leaves to others."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from typing_extensions import override
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from gpuserve.exceptions import RequestError
+from gpuserve.runtime.http.guard import refusal
+
+__all__ = ["Connections", "HttpProtocol"]
+
+# The request line and all headers together. Source: what the local engine's ingress and most proxies let through.
+_MOST_HEAD_BYTES = 64 << 10
+# From a request's first byte to the end of its headers, which an honest client sends in one piece.
+_HEAD_S = 10.0
+
+
+class Connections(ServerState):
+    """What the connections of one server share: whether it is leaving."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leaving = False
+        self.gone = asyncio.Event()
+
+    async def let_go(self) -> None:
+        """Have each connection closed after the answer that it waits for, or its next one; wait until all are."""
+        self.leaving = True
+        for connection in self.connections:
+            if isinstance(connection, HttpProtocol):
+                connection.close_after_answer()
+        while self.connections:
+            self.gone.clear()
+            await self.gone.wait()
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One connection.
+
+    A head that is too long is answered 431, one that does not end is cut off, and a request whose client has left
+    is cancelled, so that it gives up its place in the queue.
+    """
+
+    server_state: Connections
+    _running: asyncio.Task[None] | None = None
+    _head_bytes = 0
+    _head_is_late: asyncio.TimerHandle | None = None
+
+    @override
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._head_came()
+        if self._running is not None and self.cycle.disconnected:
+            self._running.cancel()
+        self._running = None
+        self.server_state.gone.set()
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._head_bytes and self._head_is_late is None and not self.transport.is_closing():
+            self._await_head()
+
+    @override
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_bytes = 1
+
+    @override
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    @override
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    @override
+    def on_headers_complete(self) -> None:
+        self._head_bytes = 0
+        self._head_came()
+        if self.transport.is_closing():
+            return  # refused already
+        super().on_headers_complete()
+        if self.server_state.leaving:
+            self.close_after_answer()
+
+    def close_after_answer(self) -> None:
+        """Answer the request at hand as the connection's last, and say so; an idle connection may bring one more."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+
+    @override
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(RequestError(f"{msg.rstrip('.')}: it is not HTTP/1.1", "invalid_http", 400))
+
+    def _count(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > _MOST_HEAD_BYTES and not self.transport.is_closing():
+            fault = f"the request line and headers are over {_MOST_HEAD_BYTES} bytes; send less"
+            self._refuse(RequestError(fault, "head_too_large", 431))
+
+    def _refuse(self, error: RequestError) -> None:
+        if self.transport.is_closing():
+            return
+        headers, body = refusal(error)
+        head = {**headers, "content-length": str(len(body)), "connection": "close"}
+        lines = [f"HTTP/1.1 {error.status} Refused", *(f"{name}: {value}" for name, value in head.items()), "", ""]
+        self.transport.write("\r\n".join(lines).encode() + body)
+        self.transport.close()
+
+    def _await_head(self) -> None:
+        self._head_is_late = self.loop.call_later(_HEAD_S, self.transport.close)
+
+    def _head_came(self) -> None:
+        if self._head_is_late is not None:
+            self._head_is_late.cancel()
+            self._head_is_late = None
+
+    @override
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        async def answer(scope: Any, receive: Any, send: Any) -> None:
+            try:
+                await app(scope, receive, send)
+            except asyncio.CancelledError:
+                if not cycle.disconnected:
+                    raise
+
+        self._running = task = self.loop.create_task(cycle.run_asgi(answer))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
