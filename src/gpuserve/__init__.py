@@ -47,11 +47,14 @@ if TYPE_CHECKING:
     from gpuserve.specs.source import FolderSource as FolderSource
     from gpuserve.specs.source import HubSource as HubSource
     from gpuserve.specs.source import VolumeSource as VolumeSource
+    from gpuserve.specs.telemetry import Alerts as Alerts
+    from gpuserve.specs.telemetry import Telemetry as Telemetry
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "AdapterSource": "gpuserve.specs.source",
+    "Alerts": "gpuserve.specs.telemetry",
     "BatchError": "gpuserve.exceptions",
     "BatchedMethod": "gpuserve.builders.batched",
     "Batching": "gpuserve.specs.batching",
@@ -75,6 +78,7 @@ _HOMES = {
     "SecretSpec": "gpuserve.specs.secret",
     "StateError": "gpuserve.exceptions",
     "StreamingMethod": "gpuserve.builders.streaming",
+    "Telemetry": "gpuserve.specs.telemetry",
     "UnsafeWeightsError": "gpuserve.exceptions",
     "VolumeSource": "gpuserve.specs.source",
     "VolumeWeightsCache": "gpuserve.builders.weights",
@@ -92,6 +96,7 @@ _HOMES = {
 
 __all__ = [
     "AdapterSource",
+    "Alerts",
     "BatchError",
     "BatchedMethod",
     "Batching",
@@ -115,6 +120,7 @@ __all__ = [
     "SecretSpec",
     "StateError",
     "StreamingMethod",
+    "Telemetry",
     "UnsafeWeightsError",
     "VolumeSource",
     "VolumeWeightsCache",

@@ -12,7 +12,8 @@ from gpuserve.builders.batched import BatchedMethod, batched
 from gpuserve.builders.server import Marker, WarmModelServer, declaration_of, item_annotation, served_methods
 from gpuserve.builders.streaming import StreamingMethod, streaming
 from gpuserve.exceptions import EngineError
-from gpuserve.runtime.server import ServerRuntime, log_event, require_runtime
+from gpuserve.runtime.server import ServerRuntime, require_runtime
+from gpuserve.runtime.telemetry.outlet import Outlet
 from gpuserve.specs.secret import SecretSpec
 
 __all__ = ["BoundMethod", "BoundStream", "LocalServer", "bound", "runtime_for"]
@@ -25,8 +26,7 @@ def runtime_for(server: WarmModelServer, *, in_thread: bool) -> ServerRuntime:
     cls = type(server)
     markers = served_methods(cls)
     declaration = declaration_of(cls)
-    keys = declaration.http.keys if declaration.http is not None else None
-    wanted = [one for one in (*declaration.secrets, keys) if isinstance(one, SecretSpec)]
+    wanted = [one for one in declaration.all_secrets if isinstance(one, SecretSpec)]
     return ServerRuntime(
         server,
         name=cls.__name__,
@@ -36,12 +36,8 @@ def runtime_for(server: WarmModelServer, *, in_thread: bool) -> ServerRuntime:
         batching=declaration.batching,
         secrets=wanted,
         in_thread=in_thread,
-        on_event=log_event if in_thread else _ignore,
+        outlet=Outlet(cls.__name__, declaration.telemetry, wanted) if in_thread else None,
     )
-
-
-def _ignore(_event: dict[str, Any]) -> None:
-    """Nobody reads the log of a server in one's own process."""
 
 
 class LocalServer(Generic[ServerT]):

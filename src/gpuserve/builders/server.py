@@ -19,6 +19,7 @@ from gpuserve.specs.http import Http
 from gpuserve.specs.image import ImageSpec
 from gpuserve.specs.scaling import Scaling
 from gpuserve.specs.server import ServerDeclaration
+from gpuserve.specs.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -47,6 +48,7 @@ class WarmModelServer:
         batching: How requests are gathered.
         http: The HTTP face; ``None`` for RPC alone.
         secrets: `SecretSpec` or ``modal.Secret`` objects.
+        telemetry: What it tells of itself: a line a request and an event, traces, alerts.
         budget: The most that all its containers may cost an hour; more is refused.
         timeout_s: Seconds that one call may take.
         startup_timeout_s: Seconds that a start may take.
@@ -78,6 +80,7 @@ class WarmModelServer:
     batching: ClassVar[Batching] = Batching()
     http: ClassVar[Http | None] = None
     secrets: ClassVar[tuple[Any, ...]] = ()
+    telemetry: ClassVar[Telemetry] = Telemetry()
     timeout_s: ClassVar[int] = 300
     startup_timeout_s: ClassVar[int] = 600
     memory_snapshot: ClassVar[bool] = False

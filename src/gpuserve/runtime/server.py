@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +13,12 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from gpuserve.exceptions import EngineError, GpuserveError, RequestError
 from gpuserve.runtime.batcher import Batcher, BatchRecord
+from gpuserve.runtime.telemetry.outlet import Outlet
+from gpuserve.runtime.telemetry.record import RequestRecord
 from gpuserve.specs.batching import Batching
 from gpuserve.specs.secret import SecretSpec
 
-__all__ = ["MissingSecretError", "ModelHooks", "ServerRuntime", "log_event", "require_runtime"]
+__all__ = ["MissingSecretError", "ModelHooks", "ServerRuntime", "require_runtime"]
 
 
 class MissingSecretError(GpuserveError, LookupError):
@@ -69,7 +69,7 @@ class ServerRuntime:
         inputs: The annotation of one item of each.
         in_thread: Whether the model runs in a thread of its own, so that the loop stays free; else in
             the caller's, where a debugger is at home.
-        on_event: Told what happened, e.g. what the start was made of.
+        outlet: Told what happened, e.g. what the start was made of; nobody is unless given.
     """
 
     def __init__(
@@ -83,17 +83,22 @@ class ServerRuntime:
         streams: Mapping[str, StreamFunction] | None = None,
         secrets: Iterable[SecretSpec] = (),
         in_thread: bool = True,
-        on_event: Callable[[dict[str, Any]], None] = lambda _event: None,
+        outlet: Outlet | None = None,
     ) -> None:
         self.name = name
-        self._on_event = on_event
+        self._on_event = outlet.event if outlet is not None else _ignore
         self.ready = False
         self.started_in_s: dict[str, float] = {}
         self._server = server
         self._secrets = tuple(secrets)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="gpuserve-model") if in_thread else None
         self._streams = dict(streams or {})
-        self.on_batch: Callable[[str, BatchRecord], None] = lambda _method, _record: None
+        self.batch_observers: list[Callable[[str, BatchRecord], None]] = []
+        self.request_observers: list[Callable[[RequestRecord], None]] = []
+        if outlet is not None:
+            self.batch_observers += outlet.batch_observers
+            self.request_observers += outlet.observers
+        self._outlet = outlet
         self._inputs = dict(inputs)
         self._adapters = {method: input_adapter(annotation) for method, annotation in inputs.items()}
         self._batchers: dict[str, Batcher[Any, Any]] = {
@@ -110,6 +115,7 @@ class ServerRuntime:
         for secret in self._secrets:
             missing = [key for key in secret.required_keys if not os.environ.get(key)]
             if missing:
+                self._on_event({"event": "start_failed", "server": self.name, "part": "secrets", "missing": missing})
                 raise MissingSecretError(
                     f"the secret {secret.name!r} does not bring {', '.join(missing)}; "
                     f"run: modal secret create {secret.name} {' '.join(f'{key}=…' for key in missing)} --force"
@@ -132,6 +138,9 @@ class ServerRuntime:
         await self._call(self._server.unload)
         if self._thread is not None:
             self._thread.shutdown(wait=True)
+        self._on_event({"event": "stopped", "server": self.name})
+        if self._outlet is not None:
+            await asyncio.to_thread(self._outlet.close)
 
     async def submit(self, method: str, item: Any, *, key: str = "", timeout_s: float | None = None) -> Any:
         """Answer one item."""
@@ -191,7 +200,14 @@ class ServerRuntime:
         return len(self._batchers[method])
 
     def _recorder(self, method: str) -> Callable[[BatchRecord], None]:
-        return lambda record: self.on_batch(method, record)
+        def told(record: BatchRecord) -> None:
+            for tell in self.batch_observers:
+                tell(method, record)
+            if record.failed and record.size == 1:
+                event = {"event": "item_failed", "server": self.name, "method": method, "error": record.fault}
+                self._on_event(event)
+
+        return told
 
     def _runner(self, function: BatchFunction) -> Callable[[list[Any]], Any]:
         async def run(batch: list[Any]) -> Sequence[Any]:
@@ -207,14 +223,16 @@ class ServerRuntime:
 
     async def _timed(self, part: str, hook: Callable[[], None]) -> None:
         begun = time.monotonic()
-        await self._call(hook)
+        try:
+            await self._call(hook)
+        except Exception as error:
+            self._on_event({"event": "start_failed", "server": self.name, "part": part, "error": repr(error)[:500]})
+            raise
         self.started_in_s[part] = round(time.monotonic() - begun, 3)
 
 
-def log_event(event: dict[str, Any]) -> None:
-    """Write an event as one line of JSON, which is how a container's log is read."""
-    sys.stdout.write(json.dumps(event) + "\n")
-    sys.stdout.flush()
+def _ignore(_event: dict[str, Any]) -> None:
+    """Nobody reads the log of a server in one's own process."""
 
 
 def require_runtime(runtime: ServerRuntime | None, name: str) -> ServerRuntime:

@@ -15,6 +15,7 @@ from gpuserve.specs.http import Http
 from gpuserve.specs.image import ImageSpec
 from gpuserve.specs.scaling import Scaling
 from gpuserve.specs.secret import SecretSpec
+from gpuserve.specs.telemetry import Telemetry
 
 __all__ = ["ServerDeclaration"]
 
@@ -36,6 +37,8 @@ class ServerDeclaration(Spec):
     """the HTTP face, e.g. Http(keys=SecretSpec(name='keys')); none for RPC alone"""
     secrets: tuple[Any, ...] = ()
     """SecretSpec or modal.Secret objects"""
+    telemetry: Telemetry = Telemetry()
+    """what it tells of itself, e.g. Telemetry(alerts=Alerts(webhook=SecretSpec(name='slack')))"""
     timeout_s: Annotated[int, Field(ge=1, le=_DAY_S)] = 300
     """seconds that one call may take, 1 to 86,400"""
     startup_timeout_s: Annotated[int, Field(ge=1, le=_DAY_S)] = 600
@@ -80,6 +83,13 @@ class ServerDeclaration(Spec):
                 if isinstance(name, str):
                     parse_gpu(name)
         return tuple(value) if isinstance(value, list) else value
+
+    @property
+    def all_secrets(self) -> tuple[Any, ...]:
+        """Those that were declared, and those that the keys and the alerts need."""
+        keys = self.http.keys if self.http is not None else None
+        webhook = self.telemetry.alerts.webhook if self.telemetry.alerts is not None else None
+        return (*self.secrets, *(one for one in (keys, webhook) if one is not None))
 
     @property
     def hourly_cost(self) -> HourlyCost:

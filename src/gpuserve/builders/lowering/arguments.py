@@ -20,15 +20,11 @@ _HEALTH_CHECKS = 8
 
 def container_arguments(declaration: ServerDeclaration, image: ImageSpec) -> dict[str, Any]:
     """The arguments that ``app.cls`` and ``app.server`` share."""
-    secrets = [*declaration.secrets]
-    http = declaration.http
-    if http is not None and http.keys is not None:
-        secrets.append(http.keys)
-    gpu = declaration.gpu
+    http, gpu = declaration.http, declaration.gpu
     return {
         "image": modal_image(image, http=http.transport if http is not None else None),
         "gpu": list(gpu) if isinstance(gpu, tuple) else gpu,
-        "secrets": [modal_secret(one) if isinstance(one, SecretSpec) else one for one in secrets],
+        "secrets": [modal_secret(one) if isinstance(one, SecretSpec) else one for one in declaration.all_secrets],
         "env": dict(declaration.env) or None,
         "volumes": dict(declaration.volumes),
         "min_containers": declaration.scaling.min_containers or None,

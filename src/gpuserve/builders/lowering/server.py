@@ -158,7 +158,7 @@ def _hooks(declaration: ServerDeclaration) -> dict[str, Any]:
         CHUNK: modal.method()(chunk),
     }
     if declaration.http is not None:
-        hooks["web"] = modal.asgi_app()(_web(declaration.http))
+        hooks["web"] = modal.asgi_app(requires_proxy_auth=declaration.http.requires_proxy_auth)(_web(declaration.http))
     return hooks
 
 

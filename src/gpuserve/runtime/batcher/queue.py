@@ -19,7 +19,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from gpuserve.exceptions import QueueFullError
 
@@ -49,6 +49,7 @@ class Ticket(Generic[Item]):
         key: Whose it is; batches are filled from all keys in turn.
         deadline: The time past which nobody waits for it.
         arrived: When it was offered.
+        ran_in: What is known of the last batch that it was in.
     """
 
     item: Item
@@ -58,6 +59,7 @@ class Ticket(Generic[Item]):
     arrived: float
     number: int
     state: TicketState = field(default=TicketState.WAITING)
+    ran_in: Any = None
 
 
 class BatchQueue(Generic[Item]):

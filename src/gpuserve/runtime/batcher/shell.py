@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 from gpuserve.exceptions import BatchError, DeadlineError, RequestError
 from gpuserve.runtime.batcher.queue import BatchQueue, Ticket, TicketState
+from gpuserve.runtime.telemetry.record import CURRENT
 from gpuserve.specs.batching import Batching
 
 __all__ = ["BatchRecord", "Batcher"]
@@ -27,6 +28,8 @@ class BatchRecord:
         queue_s: How long each of them waited.
         model_s: How long the batch ran.
         failed: Whether it raised, or answered wrongly.
+        begun: When it was begun, on the clock of its loop.
+        fault: What it raised, by its type's name alone.
     """
 
     size: int
@@ -34,6 +37,8 @@ class BatchRecord:
     queue_s: tuple[float, ...]
     model_s: float
     failed: bool
+    begun: float = 0.0
+    fault: str = ""
 
 
 class Batcher(Generic[In, Out]):
@@ -140,6 +145,10 @@ class Batcher(Generic[In, Out]):
         if ticket.state is not TicketState.DONE:
             self._queue.cancel(ticket)
             self._room.set()
+        request = CURRENT.get()
+        if request is not None and ticket.ran_in is not None:
+            batch = ticket.ran_in
+            request.ran(batch.begun - ticket.arrived, batch.model_s, batch.size, ticket.cost)
         if future is not None and future.done() and not future.cancelled():
             future.exception()  # seen: nobody is left to be told
 
@@ -171,16 +180,19 @@ class Batcher(Generic[In, Out]):
 
     async def _run_batch(self, batch: tuple[Ticket[In], ...]) -> None:
         clock = asyncio.get_running_loop().time
-        begun, failed = clock(), True
+        begun, fault = clock(), "CancelledError"
         try:
-            failed = await self._answer_batch(batch)
+            fault = await self._answer_batch(batch)
         finally:
             cost = sum(ticket.cost for ticket in batch)
             waited = tuple(begun - ticket.arrived for ticket in batch)
-            self._on_batch(BatchRecord(len(batch), cost, waited, clock() - begun, failed))
+            record = BatchRecord(len(batch), cost, waited, clock() - begun, bool(fault), begun, fault)
+            for ticket in batch:
+                ticket.ran_in = record
+            self._on_batch(record)
 
-    async def _answer_batch(self, batch: tuple[Ticket[In], ...]) -> bool:
-        """Run a batch and tell its callers; whether it failed."""
+    async def _answer_batch(self, batch: tuple[Ticket[In], ...]) -> str:
+        """Run a batch and tell its callers; the name of what it failed with, empty if it did not."""
         try:
             answers = await self._run([ticket.item for ticket in batch])
             if len(answers) != len(batch):
@@ -191,13 +203,13 @@ class Batcher(Generic[In, Out]):
             if not self._queue.split(batch):
                 for ticket in batch:
                     self._fail(ticket, error)
-            return True
+            return type(error).__name__
         for ticket, answer in zip(batch, answers, strict=True):
             ticket.state = TicketState.DONE
             future = self._futures.get(ticket)
             if future is not None and not future.done():
                 future.set_result(answer)
-        return False
+        return ""
 
     def _fail(self, ticket: Ticket[In], error: Exception) -> None:
         ticket.state = TicketState.DONE

@@ -112,7 +112,7 @@ def build_app(runtime: ServerRuntime, http: Http, routes: Callable[[APIRouter], 
             allow_methods=["GET", "POST"],
             allow_headers=["authorization", "content-type"],
         )
-    return Guard(served, http, keys, metrics.answered)
+    return Guard(served, http, keys, metrics.answered, runtime.request_observers)
 
 
 def _refusal(error: RequestError) -> Response:

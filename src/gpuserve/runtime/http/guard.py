@@ -20,6 +20,7 @@ from gpuserve.exceptions import RequestError
 from gpuserve.runtime.http.keys import BearerKeys
 from gpuserve.runtime.http.rate_limit import RateLimit
 from gpuserve.runtime.telemetry.record import CURRENT, RequestRecord
+from gpuserve.runtime.telemetry.redact import redactor
 from gpuserve.specs.http import Http
 
 __all__ = ["OPEN_PATHS", "REPORTED", "Application", "Guard", "internal_error", "refusal", "report_failure"]
@@ -63,7 +64,7 @@ def internal_error(request_id: str) -> RequestError:
 
 def report_failure(request_id: str) -> None:
     """Write the exception at hand to the log, under the id that the caller was given."""
-    sys.stderr.write(f"request {request_id} failed\n{traceback.format_exc()}")
+    sys.stderr.write(redactor(f"request {request_id} failed\n{traceback.format_exc()}"))
 
 
 class Guard:

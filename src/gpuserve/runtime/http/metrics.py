@@ -59,7 +59,7 @@ class Metrics:
             start.labels(part).set(spent)
         # a look-up by labels costs more than what it finds; routes and statuses are few
         self._of_route: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
-        runtime.on_batch = self._batch
+        runtime.batch_observers.append(self._batch)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count one request."""

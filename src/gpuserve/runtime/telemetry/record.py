@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextvars import ContextVar
 from typing import Any
 
@@ -18,6 +19,7 @@ class RequestRecord:
         items: How many of its items were in batches that ran.
         queue_s: The longest that one of them waited.
         model_s: The longest that a batch with one of them ran.
+        model_ended: When the last such batch ended, by `time.perf_counter`.
         batch_size: Of the largest of these batches.
         cost: The items' costs, summed: tokens, where the server's `cost` counts tokens.
         cold_start: Whether it was the first that the container answered.
@@ -25,8 +27,8 @@ class RequestRecord:
     """
 
     __slots__ = (
-        "batch_size", "begun", "cold_start", "cost", "items", "key", "latency_s", "method", "model_s", "parent",
-        "queue_s", "request_id", "route", "status",
+        "batch_size", "begun", "cold_start", "cost", "items", "key", "latency_s", "method", "model_ended", "model_s",
+        "parent", "queue_s", "request_id", "route", "status",
     )  # fmt: skip
 
     def __init__(self, request_id: str, method: str, begun: float) -> None:
@@ -40,6 +42,7 @@ class RequestRecord:
         self.items = 0
         self.queue_s = 0.0
         self.model_s = 0.0
+        self.model_ended = 0.0
         self.batch_size = 0
         self.cost = 0.0
         self.cold_start = False
@@ -51,6 +54,7 @@ class RequestRecord:
         self.cost += cost
         self.queue_s = max(self.queue_s, queue_s)
         self.model_s = max(self.model_s, model_s)
+        self.model_ended = time.perf_counter()
         self.batch_size = max(self.batch_size, batch_size)
 
     def as_event(self, model: str) -> dict[str, Any]:
