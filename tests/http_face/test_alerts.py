@@ -183,6 +183,7 @@ def main():
 """
 
 
+@pytest.mark.heavy
 def test_containers_that_cannot_start_alarm_a_few_times_and_never_with_a_secret(engine, modal_cli, tmp_path, receiver):
     modal_cli("secret", "create", "mine", "PASSWORD=hunter2-and-more")
     modal_cli("secret", "create", "slack", f"GPUSERVE_ALERT_WEBHOOK={receiver.url}")
