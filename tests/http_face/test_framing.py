@@ -142,7 +142,6 @@ BEGINNINGS = {
     "a method": b"GE",
     "half a head": b"GET /health HTTP/1.1\r\nHost: here\r\nX-A: ",
     "an answered request and half of the next": SECOND + b"GET /hea",
-    "an answered request and an empty line": SECOND + b"\r\n",
     "half a body": post(b"Content-Length: 100\r\n", body=b"{"),
     "half a chunk": post(CHUNKED, body=b"5\r\nab"),
     "a refused request and half its body": b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Length: 9\r\n\r\na",
@@ -153,6 +152,16 @@ BEGINNINGS = {
 def test_a_connection_that_is_silent_where_something_must_come_is_closed(served, name):
     with served.connection() as connection:
         connection.sendall(BEGINNINGS[name])
+
+        assert closed_within([connection], 10) == 1
+
+
+def test_an_empty_line_after_an_answer_does_not_hold_the_connection_for_ever(served):
+    with served.connection() as connection:
+        connection.sendall(SECOND)
+        assert read_answer(connection).status == 200
+        connection.settimeout(10)
+        connection.sendall(b"\r\n")
 
         assert closed_within([connection], 10) == 1
 

@@ -49,6 +49,7 @@ class HttpProtocol(HttpToolsProtocol):
     server_state: Connections
     _running: asyncio.Task[None] | None = None
     _head_bytes = 0
+    _in_body = False
     _head_is_late: asyncio.TimerHandle | None = None
 
     @override
@@ -68,7 +69,10 @@ class HttpProtocol(HttpToolsProtocol):
     @override
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._head_bytes and self._head_is_late is None and not self.transport.is_closing():
+        # Between requests, too, a byte ended uvicorn's own wait for the next one: an empty line, or what is left of a
+        # body that was refused, must not hold the connection for ever.
+        between = self.cycle is None or self.cycle.response_complete
+        if (self._head_bytes or between) and not self.transport.is_closing():
             self._await_head()
 
     @override
@@ -88,13 +92,24 @@ class HttpProtocol(HttpToolsProtocol):
 
     @override
     def on_headers_complete(self) -> None:
-        self._head_bytes = 0
+        self._head_bytes, self._in_body = 0, True
         self._head_came()
         if self.transport.is_closing():
             return  # refused already
         super().on_headers_complete()
         if self.server_state.leaving:
             self.close_after_answer()
+
+    @override
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        super().on_message_complete()
+
+    @override
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._in_body and not self.transport.is_closing():
+            self._await_head()  # answered before its body was whole: the rest is let pass, and not waited for long
 
     def close_after_answer(self) -> None:
         """Answer the request at hand as the connection's last, and say so; an idle connection may bring one more."""
@@ -121,7 +136,8 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.close()
 
     def _await_head(self) -> None:
-        self._head_is_late = self.loop.call_later(_HEAD_S, self.transport.close)
+        if self._head_is_late is None:
+            self._head_is_late = self.loop.call_later(_HEAD_S, self.transport.close)
 
     def _head_came(self) -> None:
         if self._head_is_late is not None:
