@@ -17,7 +17,7 @@ from .served import LIMIT, Echo
 
 @pytest.fixture(scope="module")
 def served():
-    http = Http(hosts=("here", "127.0.0.1"), max_header_bytes=32_768, body_timeout_s=0.5)
+    http = Http(hosts=("here", "127.0.0.1"), max_header_bytes=32_768, body_timeout_s=0.2)
     with serving(Echo, http) as running:
         yield running
 
