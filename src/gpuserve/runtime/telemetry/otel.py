@@ -50,7 +50,7 @@ class OpenTelemetry:
         """One request was answered."""
         begun, ended = self._at(record.begun), self._at(record.begun + record.latency_s)
         parent = TraceContextTextMapPropagator().extract({"traceparent": record.parent}) if record.parent else None
-        attributes = {
+        attributes: dict[str, str | int] = {
             "http.request.method": record.method,
             "http.response.status_code": record.status,
             "http.route": record.route,
