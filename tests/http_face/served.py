@@ -6,7 +6,7 @@ import threading
 from typing import Annotated
 
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 import gpuserve
 
@@ -25,6 +25,8 @@ class Prompt(BaseModel):
 
 
 class Own(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
     number: float
     tags: Annotated[list[Annotated[str, Field(max_length=50)]], Field(max_length=10)] = []
 

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from pydantic.errors import PydanticSchemaGenerationError
 from starlette.exceptions import HTTPException
 
@@ -34,6 +34,12 @@ from gpuserve.specs.http import Http
 
 __all__ = ["build_app"]
 
+_JSON = "application/json"
+
+
+class _EventStream(StreamingResponse):
+    media_type = "text/event-stream"
+
 
 def build_app(runtime: ServerRuntime, http: Http, routes: Callable[[APIRouter], None]) -> Application:
     """The guarded ASGI application of one server.
@@ -50,13 +56,13 @@ def build_app(runtime: ServerRuntime, http: Http, routes: Callable[[APIRouter], 
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @router.get("/ready")
+    @router.get("/ready", responses={503: {"description": "not ready", "content": {_JSON: {}}}})
     async def ready() -> JSONResponse:
         return JSONResponse({"ready": runtime.ready}, 200 if runtime.ready else 503)
 
     metrics = Metrics(runtime)
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def show_metrics() -> Response:
         body, content_type = metrics.page()
         return Response(body, media_type=content_type)
@@ -68,9 +74,9 @@ def build_app(runtime: ServerRuntime, http: Http, routes: Callable[[APIRouter], 
         except PydanticSchemaGenerationError:
             continue  # JSON has no word for this type: RPC alone serves it
         if name in runtime.streaming:
-            _add_route(router, name, _streaming(runtime, name, reader), reader)
+            _add_route(router, name, _streaming(runtime, name, reader), reader, _EventStream)
         else:
-            _add_route(router, name, _described, reader)
+            _add_route(router, name, _described, reader, JSONResponse)
             direct.append(DirectMethod(runtime, name, reader, router.routes[-1]))
     routes(router)
     app.include_router(router)
@@ -131,19 +137,22 @@ def _streaming(runtime: ServerRuntime, name: str, reader: InputReader) -> Callab
         item = reader.read(await request.body())
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         events = _events(runtime, name, item, str(request.scope["gpuserve_request_id"]))
-        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+        return _EventStream(events, headers=headers)
 
     return stream
 
 
-def _add_route(router: APIRouter, name: str, endpoint: Callable[..., Any], reader: InputReader) -> None:
-    content = {"application/json": {"schema": reader.schema()}}
+def _add_route(
+    router: APIRouter, name: str, endpoint: Callable[..., Any], reader: InputReader, answer: type[Response]
+) -> None:
+    content = {_JSON: {"schema": reader.schema()}}
     router.add_api_route(
         f"/{name}",
         endpoint,
         methods=["POST"],
         name=name,
         response_model=None,
+        response_class=answer,
         openapi_extra={"requestBody": {"required": True, "content": content}},
     )
 

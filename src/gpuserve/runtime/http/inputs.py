@@ -74,7 +74,12 @@ class InputReader:
     def schema(self) -> dict[str, Any]:
         """The JSON schema of the body; `described` puts its parts where its references lead."""
         prefix = f"#/components/schemas/{self.model.__name__}."
-        return self.model.model_json_schema(ref_template=f"{prefix}{{model}}")
+        schema = self.model.model_json_schema(ref_template=f"{prefix}{{model}}")
+        if "extra" in self._options:
+            for part in schema.get("$defs", {}).values():
+                if "properties" in part:
+                    part.setdefault("additionalProperties", False)
+        return schema
 
     def read(self, body: bytes) -> Any:
         """The item in *body*.

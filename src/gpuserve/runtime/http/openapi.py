@@ -28,6 +28,10 @@ _ERROR = {
         }
     },
 }
+_EVENT = {
+    "type": "object",
+    "description": "data: one piece as {\"output\": …}; the last event is done, or error with the error as its data",
+}
 _ALWAYS = {
     "400": "the request is malformed, or its JSON is",
     "401": "there is no key, or a wrong one",
@@ -81,6 +85,9 @@ def _describe(operation: dict[str, Any], *, is_open: bool) -> None:
     takes_input = "requestBody" in operation or operation.get("parameters")
     responses = operation.setdefault("responses", {})
     own = {code: one for code, one in responses.items() if "HTTPValidationError" not in str(one)}
+    events = own.get("200", {}).get("content", {}).get("text/event-stream")
+    if events is not None:
+        events["schema"] = _EVENT
     errors = {**_ALWAYS, **(_WITH_BODY if takes_input else {})}
     described = {
         code: {
