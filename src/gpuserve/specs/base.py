@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from gpuserve.exceptions import DeclarationError
 
@@ -24,6 +25,15 @@ class Spec(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _named_by_text(cls, data: Any, make: ModelWrapValidatorHandler[Self]) -> Self:
+        """Refuse a mapping that stands for a declaration and has names that are no text: Python itself would raise."""
+        if isinstance(data, Mapping) and not all(isinstance(name, str) for name in data):
+            known = ", ".join(sorted(cls.model_fields))
+            raise ValueError(f"holds a name that is not text; write fields of {cls.__name__}: {known}")
+        return make(data)
 
     if not TYPE_CHECKING:  # checkers keep pydantic's own signature, field by field
 

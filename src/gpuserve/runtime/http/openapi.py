@@ -30,7 +30,7 @@ _ERROR = {
 }
 _EVENT = {
     "type": "object",
-    "description": "data: one piece as {\"output\": …}; the last event is done, or error with the error as its data",
+    "description": 'data: one piece as {"output": …}; the last event is done, or error with the error as its data',
 }
 _ALWAYS = {
     "400": "the request is malformed, or its JSON is",
