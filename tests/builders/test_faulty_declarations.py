@@ -121,7 +121,8 @@ def predict(self, batch: list[int]) -> list[int]:
 
 BASES = {"debian", "registry", "cuda", "dockerfile"}
 STEPS = st.sampled_from([
-    "debian", "registry", "cuda", "dockerfile", "apt", "pip", "uv_sync", "run", "env", "workdir", "local_file", "local_dir", "local_python",
+    "debian", "registry", "cuda", "dockerfile", "apt", "pip", "uv_sync", "run", "env", "workdir", "local_file", "local_dir",
+    "local_python",
 ])  # fmt: skip
 
 

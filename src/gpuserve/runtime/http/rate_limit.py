@@ -12,7 +12,7 @@ class RateLimit:
 
     Examples:
         >>> limit = RateLimit(requests_per_minute=60, burst=2)
-        >>> [limit.wait_s("ci", now=0.0) for _ in range(3)]
+        >>> [round(limit.wait_s("ci", now=0.0), 3) for _ in range(3)]
         [0.0, 0.0, 1.0]
         >>> limit.wait_s("ci", now=1.0), limit.wait_s("ops", now=1.0)
         (0.0, 0.0)

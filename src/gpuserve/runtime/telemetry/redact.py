@@ -29,7 +29,7 @@ class Redactor:
         >>> hidden("the password is 'correct horse battery'")
         "the password is '[redacted]'"
         >>> hidden
-        Redactor(1 values)
+        Redactor(2 values)
     """
 
     def __init__(self) -> None:
