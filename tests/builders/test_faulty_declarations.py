@@ -120,12 +120,9 @@ def predict(self, batch: list[int]) -> list[int]:
 
 
 BASES = {"debian", "registry", "cuda", "dockerfile"}
-STEPS = st.sampled_from([
-    "debian", "registry", "cuda", "dockerfile", "apt", "pip", "uv_sync", "run", "env", "workdir", "local_file", "local_dir",
-    "local_python",
-])  # fmt: skip
-
-
+STEPS = st.sampled_from(
+    [*sorted(BASES), "apt", "pip", "uv_sync", "run", "env", "workdir", "local_file", "local_dir", "local_python"]
+)
 TEXTS = st.one_of(st.text(max_size=20), st.sampled_from(["a\nb", "$(x)", "a==1", "/a/.."]))
 
 
