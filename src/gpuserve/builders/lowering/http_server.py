@@ -14,7 +14,7 @@ from gpuserve.builders.lowering.arguments import busy_inputs, container_argument
 from gpuserve.builders.registered import RegisteredHttpServer
 from gpuserve.builders.server import WarmModelServer, served_methods
 from gpuserve.builders.transport import INSTEAD
-from gpuserve.runtime.server import require_runtime
+from gpuserve.runtime.server import require_runtime, settle
 from gpuserve.specs.http import Http
 from gpuserve.specs.image import ImageSpec
 from gpuserve.specs.server import ServerDeclaration
@@ -119,6 +119,7 @@ def _hooks(declaration: ServerDeclaration, http: Http) -> dict[str, Any]:
         runtime = require_runtime(self._gpuserve_runtime, type(self).__name__)
         await runtime.make_ready()
         self.__dict__["_gpuserve_http"] = HttpThread(runtime, http, self.routes).start()
+        settle()
 
     def stop(self: WarmModelServer) -> None:
         thread = self.__dict__.get("_gpuserve_http")

@@ -19,7 +19,7 @@ from gpuserve.builders.server import Marker, WarmModelServer, declaration_of, it
 from gpuserve.builders.streaming import streaming
 from gpuserve.builders.transport import is_http_only
 from gpuserve.exceptions import DeclarationError, RegistrationError
-from gpuserve.runtime.server import require_runtime
+from gpuserve.runtime.server import require_runtime, settle
 from gpuserve.specs.http import Http
 from gpuserve.specs.image import ImageSpec
 from gpuserve.specs.server import ServerDeclaration
@@ -142,6 +142,7 @@ def _hooks(declaration: ServerDeclaration) -> dict[str, Any]:
 
     async def make_ready(self: WarmModelServer) -> None:
         await require_runtime(self._gpuserve_runtime, type(self).__name__).make_ready()
+        settle()
 
     async def stop(self: WarmModelServer) -> None:
         if self._gpuserve_runtime is not None:

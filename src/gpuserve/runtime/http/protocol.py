@@ -72,8 +72,8 @@ class HttpProtocol(HttpToolsProtocol):
         # Between requests, too, a byte ended uvicorn's own wait for the next one: an empty line, or what is left of a
         # body that was refused, must not hold the connection for ever.
         between = self.cycle is None or self.cycle.response_complete
-        if (self._head_bytes or between) and not self.transport.is_closing():
-            self._await_head()
+        if (self._head_bytes or between) and not self.transport.is_closing() and self in self.connections:
+            self._await_head()  # a connection that became a websocket's is no longer among ours
 
     @override
     def on_message_begin(self) -> None:
