@@ -57,6 +57,11 @@ class Base(gpuserve.WarmModelServer):
         async def page():
             return {"page": True}
 
+        @router.get("/frozen")
+        async def frozen():
+            import gc
+            return {"frozen": gc.get_freeze_count()}
+
 @gpuserve.register(app)
 class Asgi(Base):
     http = gpuserve.Http(keys=gpuserve.SecretSpec(name="keys"), public_paths=("/page",), max_body_bytes=1000,
@@ -164,6 +169,11 @@ def test_a_server_answers_every_request_as_the_same_class_by_asgi_does(both):
         b'{"output":{"price":21,"item":"a"}}'
     )
     assert b'route="/price",status="200"' in ask(both.served, "/metrics", **AUTHORIZED)[1]
+
+
+def test_what_the_start_made_is_out_of_the_garbage_collectors_rounds_with_each_transport(both):
+    for url in (both.asgi, both.served):
+        assert json.loads(ask(url, "/frozen", **AUTHORIZED)[1])["frozen"] > 10_000
 
 
 def listeners(port):
