@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from gpuserve.exceptions import QueueFullError as QueueFullError
     from gpuserve.exceptions import RegistrationError as RegistrationError
     from gpuserve.exceptions import RequestError as RequestError
+    from gpuserve.exceptions import SecretError as SecretError
     from gpuserve.exceptions import StateError as StateError
     from gpuserve.exceptions import UnsafeWeightsError as UnsafeWeightsError
     from gpuserve.exceptions import WeightsCorruptError as WeightsCorruptError
     from gpuserve.exceptions import WeightsError as WeightsError
     from gpuserve.exceptions import WeightsNotFoundError as WeightsNotFoundError
     from gpuserve.exceptions import WeightsSourceError as WeightsSourceError
+    from gpuserve.runtime.secrets import require_keys as require_keys
     from gpuserve.specs.batching import Batching as Batching
     from gpuserve.specs.budget import Budget as Budget
     from gpuserve.specs.gpu import Gpu as Gpu
@@ -75,6 +77,7 @@ _HOMES = {
     "RegistrationError": "gpuserve.exceptions",
     "RequestError": "gpuserve.exceptions",
     "Scaling": "gpuserve.specs.scaling",
+    "SecretError": "gpuserve.exceptions",
     "SecretSpec": "gpuserve.specs.secret",
     "StateError": "gpuserve.exceptions",
     "StreamingMethod": "gpuserve.builders.streaming",
@@ -90,6 +93,7 @@ _HOMES = {
     "batched": "gpuserve.builders.batched",
     "register": "gpuserve.builders.lowering",
     "register_weights": "gpuserve.builders.lowering",
+    "require_keys": "gpuserve.runtime.secrets",
     "streaming": "gpuserve.builders.streaming",
     "weights_volumes": "gpuserve.builders.lowering",
 }
@@ -117,6 +121,7 @@ __all__ = [
     "RegistrationError",
     "RequestError",
     "Scaling",
+    "SecretError",
     "SecretSpec",
     "StateError",
     "StreamingMethod",
@@ -133,6 +138,7 @@ __all__ = [
     "batched",
     "register",
     "register_weights",
+    "require_keys",
     "streaming",
     "weights_volumes",
 ]

@@ -7,6 +7,7 @@ GpuserveError
 ├── RequestError            a request was refused; carries an HTTP status and a stable code
 │   ├── QueueFullError      the server's bounded queue is full
 │   └── DeadlineError       the request's deadline passed before it was answered
+├── SecretError             a container was not given what a secret must bring
 ├── BatchError              `predict` broke its contract (wrong number of answers)
 ├── WeightsError            model weights cannot be fetched, trusted or found
 │   ├── WeightsSourceError  where they come from refused, or is not there
@@ -27,6 +28,8 @@ Each survives pickling, because Modal sends exceptions across processes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 __all__ = [
     "BatchError",
     "ChecksumMismatchError",
@@ -41,6 +44,7 @@ __all__ = [
     "QueueFullError",
     "RegistrationError",
     "RequestError",
+    "SecretError",
     "StateError",
     "UnsafeWeightsError",
     "WeightsCorruptError",
@@ -107,6 +111,28 @@ class QueueFullError(RequestError):
 
 class DeadlineError(RequestError):
     """The request's deadline passed before the model answered."""
+
+
+class SecretError(GpuserveError):
+    """A container was not given what a secret must bring.
+
+    Attributes:
+        missing: The keys that are missing or empty, by the name of their secret.
+    """
+
+    def __init__(self, missing: Mapping[str, Sequence[str]]) -> None:
+        """Name each secret and its missing keys."""
+        self.missing = {name: tuple(keys) for name, keys in missing.items()}
+        told = "; ".join(
+            f"the secret {name!r} brought no {' and no '.join(keys)}: modal secret create --force {name} "
+            + " ".join(f"{key}=VALUE" for key in keys)
+            for name, keys in self.missing.items()
+        )
+        super().__init__(f"{told} (with its other keys; containers that start after that have them)")
+
+    def __reduce__(self) -> tuple[type[SecretError], tuple[dict[str, tuple[str, ...]]]]:
+        """Pickle by what is missing."""
+        return type(self), (self.missing,)
 
 
 class BatchError(GpuserveError):

@@ -14,6 +14,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from gpuserve.cli.local import examples, local
+from gpuserve.cli.lock import lock
 from gpuserve.cli.modal_command import INTERRUPTED
 from gpuserve.cli.weights import weights
 from gpuserve.exceptions import GpuserveError
@@ -31,6 +32,7 @@ def cli() -> None:
 
 
 cli.add_command(local)
+cli.add_command(lock)
 cli.add_command(weights)
 
 

@@ -3,92 +3,39 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
-import re
 import sys
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal, Self
-
-from pydantic import Field
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Self
 
 from gpuserve.exceptions import DeclarationError
 from gpuserve.specs.base import Spec
+from gpuserve.specs.gpu import parse_gpu
+from gpuserve.specs.image_faults import (
+    apt_faults,
+    index_faults,
+    is_here,
+    line_faults,
+    local_faults,
+    name_faults,
+    path_faults,
+    project_faults,
+    python_faults,
+    reference_faults,
+    secret_faults,
+    variable_faults,
+)
+from gpuserve.specs.image_layers import RANKS, Base, Layer, Local, Packages, Shell, Sync, System, Variables
+from gpuserve.specs.image_lock import LOCKING, inputs_of, lock_faults
 from gpuserve.specs.requirements import requirement_fault
+from gpuserve.specs.secret import SecretSpec
 
-__all__ = ["Base", "ImageSpec", "Layer", "Local", "Packages", "Shell", "Sync", "System", "Variables"]
+__all__ = ["ImageSpec"]
 
-_PYTHONS = ("3.11", "3.12", "3.13", "3.14", "3.15")  # Source: modal 1.6.4's supported versions
-_APT = re.compile(r"[a-z0-9][a-z0-9+.:-]*(=[A-Za-z0-9.+:~-]+)?")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_INDEX = re.compile(r"https?://[^\s@]+")
-_REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*")
 _CUDA_REPOSITORY = "nvidia/cuda"
-
-
-class Base(Spec):
-    """Where an image begins."""
-
-    kind: Literal["debian", "registry", "dockerfile"]
-    reference: str = ""
-    python: str | None = None
-    context_dir: str | None = None
-
-
-class System(Spec):
-    """Debian packages."""
-
-    kind: Literal["apt"] = "apt"
-    packages: tuple[str, ...]
-
-
-class Packages(Spec):
-    """Python packages, pinned."""
-
-    kind: Literal["pip"] = "pip"
-    requirements: tuple[str, ...]
-    index: str | None = None
-    extra_index: str | None = None
-    options: str = ""
-
-
-class Sync(Spec):
-    """A project's own lock file, installed by uv."""
-
-    kind: Literal["uv_sync"] = "uv_sync"
-    project_dir: str
-    groups: tuple[str, ...] = ()
-    extras: tuple[str, ...] = ()
-
-
-class Shell(Spec):
-    """Commands of a build, e.g. of a package without a wheel."""
-
-    kind: Literal["run"] = "run"
-    commands: tuple[str, ...]
-    gpu: str | None = None
-
-
-class Variables(Spec):
-    """Environment variables."""
-
-    kind: Literal["env"] = "env"
-    values: dict[str, str]
-
-
-class Local(Spec):
-    """A file, a folder or Python modules of this machine, attached when a container starts."""
-
-    kind: Literal["file", "dir", "python"]
-    source: str
-    target: str = ""
-    ignore: tuple[str, ...] = ()
-
-
-Layer = Annotated[System | Packages | Sync | Shell | Variables | Local, Field(discriminator="kind")]
-
-# What changes least comes first, so that an edit rebuilds the fewest layers; inside a rank, as written.
-_RANKS = {"apt": 0, "pip": 1, "uv_sync": 1, "run": 1, "env": 2, "file": 3, "dir": 3, "python": 3}
 
 
 class ImageSpec(Spec):
@@ -97,14 +44,14 @@ class ImageSpec(Spec):
     Every Python package is pinned, so that an image built next year is the one tested today. Layers
     are put in the order of how rarely they change: Debian packages, Python packages and builds (in
     the order written), variables, local files (attached at the start, so that editing one rebuilds
-    nothing).
+    nothing). What a method is given is checked at once, and all that is wrong with it is told.
 
     Examples:
         >>> image = ImageSpec.debian("3.11").apt("ffmpeg").pip("torch==2.13.0").env(HF_HUB_OFFLINE="1")
         >>> [layer.kind for layer in image.ordered_layers()]
         ['apt', 'pip', 'env']
-        >>> image.fingerprint == ImageSpec.debian("3.11").apt("ffmpeg").pip("torch==2.13.0").env(
-        ...     HF_HUB_OFFLINE="1"
+        >>> image.fingerprint == ImageSpec.debian("3.11").env(HF_HUB_OFFLINE="1").apt("ffmpeg").pip(
+        ...     "torch==2.13.0"
         ... ).fingerprint
         True
     """
@@ -113,6 +60,7 @@ class ImageSpec(Spec):
     layers: tuple[Layer, ...] = ()
     is_draft: bool = False
     working_dir: str | None = None
+    lock: str | None = None
 
     @classmethod
     def debian(cls, python: str | None = None) -> Self:
@@ -122,31 +70,25 @@ class ImageSpec(Spec):
             DeclarationError: If Modal has no such Python.
         """
         python = python if python is not None else f"{sys.version_info.major}.{sys.version_info.minor}"
-        if python not in _PYTHONS:
-            raise DeclarationError("ImageSpec.debian", (f"python got {python!r}; write one of {', '.join(_PYTHONS)}",))
+        _refuse("debian", [*python_faults(python)])
         return cls(base=Base(kind="debian", python=python))
 
     @classmethod
-    def registry(cls, reference: str, *, python: str | None = None) -> Self:
-        """An image of a registry, by tag or, better, by digest; *python* is added where it has none.
+    def registry(cls, reference: str, *, python: str | None = None, secret: SecretSpec | None = None) -> Self:
+        """An image of a registry, by tag or, better, by digest.
+
+        Args:
+            reference: As in ``"pytorch/pytorch:2.13.0-cuda12.8-cudnn9-runtime"`` or ``"name@sha256:…"``.
+            python: The Python to add where the image has none.
+            secret: The credentials of a private registry: ``REGISTRY_USERNAME`` and ``REGISTRY_PASSWORD``, or
+                those of AWS or Google Cloud.
 
         Raises:
             DeclarationError: If the reference can change under its name.
         """
-        name, _, digest = reference.partition("@")
-        tag = name.rpartition("/")[2].partition(":")[2]
-        faults: list[str] = []
-        if not _REFERENCE.fullmatch(reference):
-            faults.append(f"reference got {reference!r}; write repository:tag or repository@sha256:digest")
-        elif digest and not _DIGEST.fullmatch(digest):
-            faults.append(f"reference got the digest {digest!r}; write sha256: and 64 hexadecimal digits")
-        elif not digest and tag in {"", "latest"}:
-            faults.append(f"reference got {reference!r}, which may change; add a tag or @sha256:digest")
-        if python is not None and python not in _PYTHONS:
-            faults.append(f"python got {python!r}; write one of {', '.join(_PYTHONS)}")
-        if faults:
-            raise DeclarationError("ImageSpec.registry", tuple(faults))
-        return cls(base=Base(kind="registry", reference=reference, python=python))
+        secrets = () if secret is None else (secret,)
+        _refuse("registry", [*reference_faults(reference), *python_faults(python), *secret_faults(secrets)])
+        return cls(base=Base(kind="registry", reference=reference, python=python, registry_secret=secret))
 
     @classmethod
     def cuda(cls, version: str, *, python: str = "3.11") -> Self:
@@ -159,10 +101,42 @@ class ImageSpec(Spec):
         return cls.registry(f"{_CUDA_REPOSITORY}{joint}{version}", python=python)
 
     @classmethod
-    def dockerfile(cls, path: str | Path, *, context_dir: str | Path | None = None, python: str | None = None) -> Self:
-        """A Dockerfile with its build context, which is its folder unless told otherwise."""
+    def dockerfile(cls, path: str | Path, *, context_dir: str | Path | None = None, python: str | None = None,
+                   build_args: dict[str, str] | None = None, secrets: tuple[SecretSpec, ...] = (),
+                   registry_secret: SecretSpec | None = None) -> Self:  # fmt: skip
+        """A Dockerfile with its build context, whose ``.dockerignore`` is respected.
+
+        Args:
+            path: The Dockerfile.
+            context_dir: What ``COPY`` copies from; by default the Dockerfile's folder.
+            python: The Python to add where the image has none.
+            build_args: Values of the Dockerfile's ``ARG``.
+            secrets: Environment variables of the build.
+            registry_secret: The credentials of the registry that the base image is in.
+
+        Raises:
+            DeclarationError: If a file is not there, or a value cannot stand in a build.
+        """
         context = str(context_dir) if context_dir is not None else None
-        return cls(base=Base(kind="dockerfile", reference=str(path), context_dir=context, python=python))
+        credentials = () if registry_secret is None else (registry_secret,)
+        faults = [
+            *local_faults("path", str(path), "file"),
+            *(local_faults("context_dir", context, "dir") if context is not None else ()),
+            *python_faults(python),
+            *variable_faults("build_args", build_args or {}),
+            *secret_faults((*secrets, *credentials)),
+        ]
+        _refuse("dockerfile", faults)
+        base = Base(
+            kind="dockerfile",
+            reference=str(path),
+            context_dir=context,
+            python=python,
+            build_args=build_args or {},
+            secrets=secrets,
+            registry_secret=registry_secret,
+        )
+        return cls(base=base)
 
     def apt(self, *packages: str) -> Self:
         """Add Debian packages, ``name`` or ``name=version``.
@@ -170,15 +144,11 @@ class ImageSpec(Spec):
         Raises:
             DeclarationError: If a name is not a Debian package's.
         """
-        faults = tuple(
-            f"packages got {name!r}; write a Debian package's name, as in 'ffmpeg' or 'git=1:2.39.5-0+deb12u2'"
-            for name in packages
-            if not _APT.fullmatch(name)
-        )
-        return self._with("apt", faults, System(packages=packages))
+        faults = [*_nothing("packages", packages, "'ffmpeg'"), *apt_faults(packages)]
+        return self._with("apt", faults, partial(System, packages=packages))
 
-    def pip(self, *requirements: str, index: str | None = None, extra_index: str | None = None,
-            options: str = "") -> Self:  # fmt: skip
+    def pip(self, *requirements: str, index: str | None = None, extra_index: str | None = None, options: str = "",
+            secrets: tuple[SecretSpec, ...] = (), gpu: str | None = None) -> Self:  # fmt: skip
         """Add Python packages, each pinned with ``==``, by commit or by digest.
 
         Args:
@@ -186,29 +156,67 @@ class ImageSpec(Spec):
             index: The package index to use instead of PyPI.
             extra_index: One to look at besides.
             options: Passed on to ``uv pip install``, e.g. ``"--no-build-isolation"``.
+            secrets: Environment variables of the build, e.g. of a private index.
+            gpu: A GPU for a build that needs one.
 
         Raises:
             DeclarationError: With the pinned line to write, for each that is not; a draft allows them.
         """
-        found = (requirement_fault(text) for text in requirements)
-        faults = [] if self.is_draft else [fault for fault in found if fault is not None]
-        for name, url in (("index", index), ("extra_index", extra_index)):
-            if url is not None and not _INDEX.fullmatch(url):
-                faults.append(f"{name} got {url!r}; write an http(s) address without a password in it")
-        if "\n" in options:
-            faults.append("options holds a line break; write them on one line")
-        layer = Packages(requirements=requirements, index=index, extra_index=extra_index, options=options)
-        return self._with("pip", tuple(faults), layer)
+        faults = [*_nothing("requirements", requirements, "'name==version'")]
+        faults += (
+            [*line_faults("requirements", requirements, "a requirement")]
+            if self.is_draft
+            else [fault for fault in map(requirement_fault, requirements) if fault is not None]
+        )
+        faults += [*index_faults(index=index, extra_index=extra_index), *secret_faults(secrets), *_gpu_faults(gpu)]
+        if options:
+            faults += line_faults("options", (options,), "them")
+        if self.lock is not None:
+            faults.append(
+                f"it comes after locked({self.lock!r}), which closes the list; write .locked(…) after .pip(…)"
+            )
+        layer = partial(Packages, requirements=requirements, index=index, extra_index=extra_index)
+        return self._with("pip", faults, partial(layer, options=options, secrets=secrets, gpu=gpu))
 
-    def uv_sync(self, project_dir: str | Path = ".", *, groups: tuple[str, ...] = (),
-                extras: tuple[str, ...] = ()) -> Self:  # fmt: skip
-        """Install what the ``uv.lock`` of a project says."""
-        return self._with("uv_sync", (), Sync(project_dir=str(project_dir), groups=groups, extras=extras))
+    def uv_sync(self, project_dir: str | Path = ".", *, groups: tuple[str, ...] = (), extras: tuple[str, ...] = (),
+                secrets: tuple[SecretSpec, ...] = ()) -> Self:  # fmt: skip
+        """Install what the ``uv.lock`` of a project says, into an environment that has nothing else.
 
-    def run(self, *commands: str, gpu: str | None = None) -> Self:
-        """Run commands while the image is built, with a GPU where the build needs one."""
-        faults = tuple(f"commands got {one!r}; write one command on one line" for one in commands if "\n" in one)
-        return self._with("run", faults, Shell(commands=commands, gpu=gpu))
+        What was added with `pip` before is not in that environment; add it after.
+
+        Raises:
+            DeclarationError: If the folder has no ``pyproject.toml`` or no ``uv.lock``.
+        """
+        source = str(project_dir)
+        faults = [
+            *project_faults(source),
+            *name_faults("groups", groups, "gpu"),
+            *name_faults("extras", extras, "gpu"),
+            *secret_faults(secrets),
+        ]
+        if any(isinstance(layer, Packages) for layer in self.layers):
+            faults.append(
+                "it comes after pip(…), whose packages its environment would not have; write .uv_sync() first"
+            )
+        return self._with(
+            "uv_sync", faults, partial(Sync, project_dir=source, groups=groups, extras=extras, secrets=secrets)
+        )
+
+    def run(self, *commands: str, gpu: str | None = None, secrets: tuple[SecretSpec, ...] = ()) -> Self:
+        """Run commands while the image is built, with a GPU where the build needs one.
+
+        Variables of `env` are set after it; one that a build needs stands in the command: ``MAX_JOBS=4 pip …``.
+
+        Raises:
+            DeclarationError: If a command has more than one line.
+        """
+        faults = [
+            *_nothing("commands", commands, "'pip install name==version --no-build-isolation'"),
+            *line_faults("commands", commands, "one command"),
+            *_gpu_faults(gpu),
+            *secret_faults(secrets),
+        ]
+        return self._with("run", faults, partial(Shell, commands=commands, gpu=gpu, secrets=secrets))
 
     def env(self, **values: str) -> Self:
         """Set environment variables.
@@ -216,47 +224,76 @@ class ImageSpec(Spec):
         Raises:
             DeclarationError: If a name or a value cannot be one.
         """
-        faults = tuple(
-            f"{name}={value!r}; write a name of letters, digits and _, and a value that is a str on one line"
-            for name, value in values.items()
-            if not _VARIABLE.fullmatch(name) or not isinstance(value, str) or "\n" in value
-        )
-        return self._with("env", faults, None if faults else Variables(values=values))
+        faults = [*_nothing("values", values, "NAME='value'"), *variable_faults("env", values)]
+        return self._with("env", faults, partial(Variables, values=values))
 
     def workdir(self, path: str) -> Self:
         """Set the folder that containers start in."""
-        _absolute("workdir", path)
+        _refuse("workdir", [*path_faults(path)])
         return self.model_copy(update={"working_dir": path})
 
     def local_file(self, source: str | Path, target: str) -> Self:
         """Attach a file of this machine."""
-        _absolute("local_file", target)
-        return self._with("local_file", (), Local(kind="file", source=str(source), target=target))
+        faults = [*local_faults("source", str(source), "file"), *path_faults(target)]
+        return self._with("local_file", faults, partial(Local, kind="file", source=str(source), target=target))
 
     def local_dir(self, source: str | Path, target: str, *, ignore: tuple[str, ...] = ()) -> Self:
         """Attach a folder of this machine, without what the *ignore* patterns name."""
-        _absolute("local_dir", target)
-        return self._with("local_dir", (), Local(kind="dir", source=str(source), target=target, ignore=ignore))
+        faults = [*local_faults("source", str(source), "dir"), *path_faults(target)]
+        faults += line_faults("ignore", ignore, "a pattern such as '*.tmp'")
+        return self._with(
+            "local_dir", faults, partial(Local, kind="dir", source=str(source), target=target, ignore=ignore)
+        )
 
     def local_python(self, *modules: str) -> Self:
         """Attach importable modules of this machine."""
-        image = self
+        faults = [*_nothing("modules", modules, "'shop'")]
         for name in modules:
-            image = image._with("local_python", (), Local(kind="python", source=name))
-        return image
+            wrong = [*local_faults("modules", name, "python")]
+            if not wrong and is_here() and importlib.util.find_spec(name.partition(".")[0]) is None:
+                wrong = [f"modules got {name!r}, which cannot be imported here; write one that can"]
+            faults += wrong
+        _refuse("local_python", faults)
+        added = tuple(Local(kind="python", source=name) for name in modules)
+        return self.model_copy(update={"layers": (*self.layers, *added)})
 
     def draft(self) -> Self:
         """Allow unpinned packages from here on, for a first try; a draft is not for production."""
         return self.model_copy(update={"is_draft": True})
 
-    def _with(self, method: str, faults: tuple[str, ...], layer: Layer | None) -> Self:
-        if faults or layer is None:
-            raise DeclarationError(f"ImageSpec.{method}", faults)
-        return self.model_copy(update={"layers": (*self.layers, layer)})
+    def locked(self, path: str | Path) -> Self:
+        """Install all Python packages of `pip`, and all that they need, from a lock file, hashes enforced.
+
+        ``gpuserve lock FILE.py`` writes the file, for the image's Python on Modal's machines; an edit of the
+        requirements makes it out of date, which is refused here.
+
+        Raises:
+            DeclarationError: If the file is missing or out of date, or the packages cannot be locked.
+        """
+        locked = self.model_copy(update={"lock": str(path)})
+        faults = []
+        pinned = [layer for layer in self.layers if isinstance(layer, Packages)]
+        if not pinned:
+            faults.append("there is nothing to lock; write .pip('name==version') before it")
+        if any(layer.options for layer in pinned):
+            faults.append("a pip(…) with options cannot be locked; build that package with .run('pip install …')")
+        if self.base.python is None:
+            faults.append(f"the Python of {self.base.reference!r} is not known here; write python='3.11' in its place")
+        _refuse("locked", faults)
+        write = LOCKING.get()
+        if write is not None:
+            write(locked)
+        elif is_here():
+            _refuse("locked", [*lock_faults(str(path), inputs_of(self.base, self.layers))])
+        return locked
+
+    def _with(self, method: str, faults: list[str], layer: Callable[[], Layer]) -> Self:
+        _refuse(method, faults)
+        return self.model_copy(update={"layers": (*self.layers, layer())})
 
     def ordered_layers(self) -> tuple[Layer, ...]:
         """The layers in the order that they are built in."""
-        return tuple(sorted(self.layers, key=lambda layer: _RANKS[layer.kind]))
+        return tuple(sorted(self.layers, key=lambda layer: RANKS[layer.kind]))
 
     def requirements(self) -> tuple[str, ...]:
         """Every Python requirement of the image, in the order of installation."""
@@ -267,12 +304,24 @@ class ImageSpec(Spec):
     @property
     def fingerprint(self) -> str:
         """64 hexadecimal digits, the same for the same declaration in every process."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        ordered = self.model_copy(update={"layers": self.ordered_layers()})
+        text = json.dumps(ordered.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _absolute(method: str, path: str) -> None:
-    if not PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-        raise DeclarationError(
-            f"ImageSpec.{method}", (f"the path in the container got {path!r}; write an absolute one, as in '/data'",)
-        )
+def _refuse(method: str, faults: list[str]) -> None:
+    if faults:
+        raise DeclarationError(f"ImageSpec.{method}", tuple(faults))
+
+
+def _nothing(field: str, given: Collection[str], example: str) -> Iterator[str]:
+    if not given:
+        yield f"{field} is empty; write one, as in {example}"
+
+
+def _gpu_faults(gpu: str | None) -> Iterator[str]:
+    if gpu is not None:
+        try:
+            parse_gpu(gpu)
+        except ValueError as error:
+            yield str(error)

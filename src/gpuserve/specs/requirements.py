@@ -22,6 +22,8 @@ def requirement_fault(text: str) -> str | None:
         >>> requirement_fault("torch=2.13.0")
         "'torch=2.13.0' is not a requirement; write name==version"
     """
+    if not text.isprintable():
+        return f"{text!r} is more than one line; write name==version"
     try:
         wanted = Requirement(text)
     except InvalidRequirement:

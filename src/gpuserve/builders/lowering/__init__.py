@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gpuserve.builders.lowering.arguments import modal_secret
 from gpuserve.builders.lowering.image import modal_image
+from gpuserve.builders.lowering.secret import modal_secret
 from gpuserve.builders.lowering.server import register
 from gpuserve.builders.lowering.weights import register_weights, weights_volumes
 

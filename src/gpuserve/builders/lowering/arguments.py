@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import modal
-
 from gpuserve.builders.lowering.image import modal_image
+from gpuserve.builders.lowering.secret import modal_secret
 from gpuserve.specs.image import ImageSpec
 from gpuserve.specs.secret import SecretSpec
 from gpuserve.specs.server import ServerDeclaration
 
-__all__ = ["MAX_INPUTS", "busy_inputs", "container_arguments", "modal_secret", "most_inputs"]
+__all__ = ["MAX_INPUTS", "busy_inputs", "container_arguments", "most_inputs"]
 
 # Source: Modal's guide to input concurrency: 1,000 inputs a container at most.
 MAX_INPUTS = 1000
@@ -50,8 +49,3 @@ def most_inputs(declaration: ServerDeclaration) -> int:
 def busy_inputs(declaration: ServerDeclaration) -> int:
     """Requests that keep one container busy: a batch that runs and one that waits."""
     return min(2 * declaration.batching.max_batch_size, most_inputs(declaration), MAX_INPUTS)
-
-
-def modal_secret(spec: SecretSpec) -> modal.Secret:
-    """The workspace's secret of that name; Modal refuses the start where a required key is missing."""
-    return modal.Secret.from_name(spec.name, required_keys=list(spec.required_keys))

@@ -14,9 +14,11 @@ from gpuserve.builders.lowering.arguments import busy_inputs, container_argument
 from gpuserve.builders.registered import RegisteredHttpServer
 from gpuserve.builders.server import WarmModelServer, served_methods
 from gpuserve.builders.transport import INSTEAD
+from gpuserve.runtime.secrets import require_keys
 from gpuserve.runtime.server import require_runtime, settle
 from gpuserve.specs.http import Http
 from gpuserve.specs.image import ImageSpec
+from gpuserve.specs.secret import SecretSpec
 from gpuserve.specs.server import ServerDeclaration
 
 __all__ = ["lower_http_server", "modal_faults"]
@@ -109,7 +111,10 @@ def _arguments(declaration: ServerDeclaration, image: ImageSpec, http: Http) -> 
 
 
 def _hooks(declaration: ServerDeclaration, http: Http) -> dict[str, Any]:
+    secrets = [one for one in declaration.all_secrets if isinstance(one, SecretSpec)]
+
     async def load(self: WarmModelServer) -> None:
+        require_keys(secrets)
         self._gpuserve_runtime = runtime_for(self, in_thread=True)
         await self._gpuserve_runtime.load()
 

@@ -19,9 +19,11 @@ from gpuserve.builders.server import Marker, WarmModelServer, declaration_of, it
 from gpuserve.builders.streaming import streaming
 from gpuserve.builders.transport import is_http_only
 from gpuserve.exceptions import DeclarationError, RegistrationError
+from gpuserve.runtime.secrets import require_keys
 from gpuserve.runtime.server import require_runtime, settle
 from gpuserve.specs.http import Http
 from gpuserve.specs.image import ImageSpec
+from gpuserve.specs.secret import SecretSpec
 from gpuserve.specs.server import ServerDeclaration
 
 __all__ = ["register"]
@@ -136,7 +138,10 @@ def _method(name: str, marker: Marker) -> Callable[..., Any]:
 
 
 def _hooks(declaration: ServerDeclaration) -> dict[str, Any]:
+    secrets = [one for one in declaration.all_secrets if isinstance(one, SecretSpec)]
+
     async def load(self: WarmModelServer) -> None:
+        require_keys(secrets)
         self._gpuserve_runtime = runtime_for(self, in_thread=True)
         await self._gpuserve_runtime.load()
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import modal
 
-from gpuserve.builders.lowering.arguments import modal_secret
 from gpuserve.builders.lowering.image import modal_image
+from gpuserve.builders.lowering.secret import modal_secret
 from gpuserve.exceptions import RegistrationError
 from gpuserve.runtime.weights import functions
 from gpuserve.runtime.weights.fetch import FetchReport

@@ -1,0 +1,1 @@
+"""Tools that read an app and change nothing but the file they are told to."""
