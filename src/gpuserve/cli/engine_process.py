@@ -34,16 +34,20 @@ class EngineOptions:
 
     Attributes:
         image_check: ``"error"`` or ``"warn"``.
+        image_mode: ``"host"`` or ``"venv"``.
         port: A loopback port (0: any free one) instead of a unix socket.
     """
 
     image_check: str | None = None
     port: int | None = None
+    image_mode: str | None = None
 
     def arguments(self) -> list[str]:
         """The engine's own command line."""
         port = [] if self.port is None else ["--port", str(self.port)]
-        return port if self.image_check is None else [*port, "--image-check", self.image_check]
+        check = [] if self.image_check is None else ["--image-check", self.image_check]
+        mode = [] if self.image_mode is None else ["--image-mode", self.image_mode]
+        return [*port, *check, *mode]
 
     def check(self, engine: Running) -> None:
         """Refuse an engine that is up with other options than were asked for.
@@ -56,9 +60,11 @@ class EngineOptions:
         fits = url.startswith("http:") if self.port == 0 else url == f"http://127.0.0.1:{self.port}"
         if self.port is not None and not fits:
             differs = f"listens at {url}, and --port {self.port} was asked for"
-        facts = engine.status() if self.image_check else None
-        if facts is not None and facts["image_check"] != self.image_check:
-            differs = f"has --image-check {facts['image_check']}, and {self.image_check} was asked for"
+        wanted = {"image_check": self.image_check, "image_mode": self.image_mode}
+        facts = engine.status() if any(wanted.values()) else None
+        for name, value in wanted.items():
+            if facts is not None and value is not None and facts[name] != value:
+                differs = f"has --{name.replace('_', '-')} {facts[name]}, and {value} was asked for"
         if differs is not None:
             raise EngineError(f"the engine that is up (pid {engine.pid}) {differs}. Stop it first: gpuserve local down")
 

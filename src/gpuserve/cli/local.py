@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = ["examples", "local"]
 
+_IMAGE_MODE = click.Choice(["host", "venv"])
+_IMAGE_MODE_HELP = (
+    "What containers run on: this interpreter (host, the default), or an environment that uv builds for each image "
+    "from its pins (venv)."
+)
 _IMAGE_CHECK = click.Choice(["error", "warn"])
 _IMAGE_CHECK_HELP = (
     "What to do with an image that asks for other packages than this interpreter has: refuse it (error, the "
@@ -76,26 +81,27 @@ def examples(*lines: str) -> str:
         'gpuserve local up && eval "$(gpuserve local env)" && modal volume list',
     ),
 )
+@click.option("--image-mode", type=_IMAGE_MODE, help=_IMAGE_MODE_HELP)
 @click.option("--image-check", type=_IMAGE_CHECK, help=_IMAGE_CHECK_HELP)
 @click.pass_context
-def local(ctx: click.Context, image_check: str | None) -> None:
+def local(ctx: click.Context, image_mode: str | None, image_check: str | None) -> None:
     """Run any modal command on the local engine: offline, on this machine, without an account.
 
     A modal command joins the engine that is up, or starts one that ends with it. `up` leaves one running. Deployed
     apps, volumes, dicts, queues and secrets are kept in the state folder (GPUSERVE_HOME).
     """
-    ctx.obj = image_check
+    ctx.obj = (image_check, image_mode)
 
 
 def _on_engine(name: str) -> click.Command:
     @click.command(name, context_settings={"ignore_unknown_options": True, "help_option_names": []})
     @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
     @click.pass_obj
-    def run(image_check: str | None, arguments: tuple[str, ...]) -> None:
+    def run(images: tuple[str | None, str | None], arguments: tuple[str, ...]) -> None:
         from gpuserve.cli.engine_process import EngineOptions, held_engine
         from gpuserve.engine.home import default_home
 
-        with held_engine(default_home(), EngineOptions(image_check)) as engine:
+        with held_engine(default_home(), EngineOptions(images[0], image_mode=images[1])) as engine:
             code = call_modal([name, *arguments], engine.environment)
         sys.exit(code)
 
@@ -111,10 +117,17 @@ def _running() -> Running | None:
 
 @local.command()
 @click.option("--port", type=click.IntRange(0, 65535), help="Listen on this port of 127.0.0.1 (0: any free one).")
+@click.option("--image-mode", type=_IMAGE_MODE, help=_IMAGE_MODE_HELP)
 @click.option("--image-check", type=_IMAGE_CHECK, help=_IMAGE_CHECK_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 @click.pass_obj
-def up(from_group: str | None, port: int | None, image_check: str | None, as_json: bool) -> None:
+def up(
+    from_group: tuple[str | None, str | None],
+    port: int | None,
+    image_mode: str | None,
+    image_check: str | None,
+    as_json: bool,
+) -> None:
     """Start an engine in the background, and leave it up.
 
     It listens on a unix socket that only you can reach, or with --port on loopback; clients need its token in
@@ -124,7 +137,7 @@ def up(from_group: str | None, port: int | None, image_check: str | None, as_jso
     from gpuserve.engine.home import default_home
 
     home = default_home()
-    engine, was_up = keep_engine(home, EngineOptions(image_check or from_group, port))
+    engine, was_up = keep_engine(home, EngineOptions(image_check or from_group[0], port, image_mode or from_group[1]))
     url = engine.environment["MODAL_SERVER_URL"]
     if as_json:
         _print_json({"pid": engine.pid, "home": str(home), "server_url": url, "was_up": was_up})
@@ -175,7 +188,7 @@ def _show(facts: dict[str, Any]) -> None:
         "url": facts["server_url"],
         "state": facts["home"],
         "containers": f"{facts['containers']}, kept apart by {facts['isolation']}",
-        "image check": facts["image_check"],
+        "images": facts["image_mode"] + (f", check {facts['image_check']}" * (facts["image_mode"] == "host")),
     }
     for name, value in lines.items():
         console.print(f"{name:<12} {value}", soft_wrap=True)
@@ -202,6 +215,28 @@ def env(as_json: bool) -> None:
         return
     for name, value in engine.environment.items():
         click.echo(f"export {name}={shlex.quote(value)}")
+
+
+@local.command()
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def prune(as_json: bool) -> None:
+    """Remove the environments that were built for images (--image-mode venv) and that no app uses.
+
+    What is removed is built again when it is needed.
+    """
+    from gpuserve.cli.engine_process import EngineOptions, held_engine
+    from gpuserve.engine.home import default_home
+
+    engine = _running()
+    if engine is not None:
+        pruned = engine.prune()
+    else:
+        with held_engine(default_home(), EngineOptions(image_mode="venv")) as own:
+            pruned = own.prune()
+    if as_json:
+        _print_json(pruned)
+    else:
+        click.echo(f"{pruned['removed']} environments removed, {pruned['freed_bytes'] / 2**20:,.0f} MiB freed")
 
 
 def _print_json(facts: dict[str, Any]) -> None:

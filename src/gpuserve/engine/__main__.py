@@ -15,7 +15,7 @@ from pathlib import Path
 from gpuserve.engine.control import Control, Ending
 from gpuserve.engine.home import default_home, unusable
 from gpuserve.engine.running import CONTROL
-from gpuserve.engine.server import IMAGE_CHECKS, ISOLATIONS, LocalEngine
+from gpuserve.engine.server import IMAGE_CHECKS, IMAGE_MODES, ISOLATIONS, LocalEngine
 from gpuserve.exceptions import EngineError
 
 
@@ -38,6 +38,7 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m gpuserve.engine")
     parser.add_argument("--home", type=Path, help="the state folder (default: GPUSERVE_HOME)")
+    parser.add_argument("--image-mode", choices=IMAGE_MODES, help="what containers run on")
     parser.add_argument("--image-check", choices=IMAGE_CHECKS, default=IMAGE_CHECKS[0])
     parser.add_argument("--isolation", choices=ISOLATIONS, help="how containers are kept apart")
     parser.add_argument("--port", type=int, help="listen on this loopback port (0: any) instead of a unix socket")
@@ -62,6 +63,7 @@ def _log_to(log: Path, home: Path) -> None:
 def _serve(options: argparse.Namespace, home: Path, stop: Ending, told: int) -> None:
     engine = LocalEngine(
         home,
+        image_mode=options.image_mode,
         image_check=options.image_check,
         port=options.port,
         patience_s=options.patience,
@@ -70,8 +72,12 @@ def _serve(options: argparse.Namespace, home: Path, stop: Ending, told: int) -> 
     with contextlib.closing(engine):
         path = engine.core.run_folder / "control.sock"
         secret = engine.environment["MODAL_TOKEN_SECRET"]
+        asked = {
+            "status": engine.status,
+            "prune": lambda: dict(zip(("removed", "freed_bytes"), engine.prune_images(), strict=True)),
+        }
         with (
-            contextlib.closing(Control(path, secret, engine.status, stop, transient=options.transient)) as control,
+            contextlib.closing(Control(path, secret, asked, stop, transient=options.transient)) as control,
             _note(engine, path) as text,
         ):
             if options.transient:

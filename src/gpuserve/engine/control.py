@@ -1,6 +1,6 @@
 """The engine's own switch: a unix socket on which an engine in a process of its own can be asked and stopped.
 
-One connection carries one line of JSON each way: ``{"token": …, "ask": "status" | "hold" | "keep" | "stop"}``.
+One connection carries one line of JSON each way: ``{"token": …, "ask": "status"}``, or "prune", "hold", "keep", "stop".
 A connection that asked to *hold* stays open: a transient engine ends when the last of them has closed, which
 the kernel does for a client that was killed, too.
 """
@@ -64,7 +64,7 @@ class Control:
     Args:
         path: The socket.
         token: What every request must carry.
-        status: The engine in figures.
+        asked: What is answered with figures, by its name: ``status`` and ``prune``.
         stop: Set when the engine is to end.
         transient: Whether to end when nobody holds the engine; one holder is counted from the start.
     """
@@ -73,13 +73,13 @@ class Control:
         self,
         path: Path,
         token: str,
-        status: Callable[[], Mapping[str, Any]],
+        asked: Mapping[str, Callable[[], Mapping[str, Any]]],
         stop: Ending,
         *,
         transient: bool,
     ) -> None:
         """Listen at once."""
-        self._token, self._status, self._stop = token, status, stop
+        self._token, self._asked, self._stop = token, asked, stop
         self._transient, self._holders = transient, int(transient)
         self._guard = threading.Lock()
         self._server = _Server(str(path), self)
@@ -119,13 +119,13 @@ class Control:
         if ask == "stop":
             self._stop.set()
             return {"ending": True}
-        if ask == "status":
-            return self._figures()
-        return {"error": f"ask={ask!r} is not known: status, hold, keep or stop"}
+        if ask in self._asked:
+            return self._figures(str(ask))
+        return {"error": f"ask={ask!r} is not known: {', '.join(self._asked)}, hold, keep or stop"}
 
-    def _figures(self) -> dict[str, Any]:
+    def _figures(self, ask: str) -> dict[str, Any]:
         try:
-            return {**self._status(), "transient": self._transient, "holders": self._holders}
+            return {**self._asked[ask](), "transient": self._transient, "holders": self._holders}
         except TimeoutError:
             return {"error": "it is stuck, its loop does not answer; see its log"}
         except EngineError:

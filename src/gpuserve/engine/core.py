@@ -54,6 +54,7 @@ from gpuserve.engine.workers.objects_http import ObjectServer
 from gpuserve.engine.workers.ports import cannot_listen
 from gpuserve.engine.workers.scheduler import Scheduler
 from gpuserve.engine.workers.tasks import Task
+from gpuserve.engine.workers.venvs import Venvs, find_uv
 from gpuserve.engine.workers.web_calls import EngineWebCalls
 
 __all__ = ["Core"]
@@ -68,13 +69,16 @@ _SILENT_CLIENT_S = 60.0
 class Core:
     """One engine: its state, its services, its sockets. Lives on the loop that `start` runs on."""
 
-    def __init__(self, home: Path, *, image_check: str, port: int | None, isolation: str) -> None:
+    def __init__(
+        self, home: Path, *, image_check: str, port: int | None, isolation: str, image_mode: str = "host"
+    ) -> None:
         """Open the state folder; nothing listens yet.
 
         Raises:
             StateError: If the state folder cannot be used.
         """
         self.home, self.image_check, self._port, self._isolation = home, image_check, port, isolation
+        self.image_mode = image_mode
         self.started_at = time.time()
         with contextlib.ExitStack() as undo:
             self.store = Store(home)
@@ -112,7 +116,10 @@ class Core:
         self.blobs = BlobService(home / "blobs", self._object_server)
         self.mounts = MountService(store, home / "mounts", self.blobs.file)
         self.volumes = VolumeService(store, home / "volumes", self._object_server, self.mounts.host_file)
-        images = ImageService(self.registry, self.mounts, strict=strict)
+        self.venvs = Venvs(home / "venvs", find_uv()) if self.image_mode == "venv" else None
+        self.images = images = ImageService(
+            self.registry, self.mounts, strict=strict, venvs=self.venvs, secrets=self.secrets.environment_of
+        )
         assembly = Assembly(
             registry=self.registry,
             layout=lambda function: layout(self.registry, self.registry.apps[function.app_id], function.pinned),
@@ -123,6 +130,7 @@ class Core:
             plan=images.plan,
             importable=importable,
             door_url=lambda task: f"unix://{self._door_path(task)}",
+            environment=images.environment,
         )
         self.scheduler = Scheduler(
             self.registry,
@@ -331,6 +339,7 @@ class Core:
             "server_url": self.server_url,
             "uptime_s": round(time.time() - self.started_at, 1),
             "isolation": self.launcher.isolation,
+            "image_mode": self.image_mode,
             "image_check": self.image_check,
             "containers": len(self.scheduler.tasks),
             "apps": apps,
@@ -343,6 +352,8 @@ class Core:
             job.cancel()
         if self._server is not None:
             self._server.close()
+        if self.venvs is not None:
+            await self.venvs.close()
         await self.scheduler.close()
         await self.ingress.close()
         await self._object_server.close()

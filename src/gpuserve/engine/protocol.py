@@ -10,6 +10,7 @@ Source:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +22,7 @@ from modal_proto import api_pb2
 
 __all__ = [
     "CONTAINER_ENTRYPOINT",
+    "IMAGE_BUILDER_VERSION",
     "RPCS",
     "SERVICE",
     "WEB_SERVER_ADDRESS",
@@ -32,12 +34,16 @@ __all__ = [
     "api_pb2",
     "container_runtime",
     "forget_client",
+    "runtime_packages",
+    "runtime_requirements",
     "status_details_codec",
 ]
 
 SERVICE = "modal.client.ModalClient"
 # What `python -m` runs in a container.
 CONTAINER_ENTRYPOINT = "modal._container_entrypoint"
+# How modal writes an image's layers, and what its client needs in containers. Source: a file of its ``modal/builder``.
+IMAGE_BUILDER_VERSION = "2025.06"
 # Where the port of a `@web_server` is looked for.
 WEB_SERVER_ADDRESS = "127.0.0.2"
 
@@ -138,3 +144,23 @@ def forget_client() -> None:
     for one in gc.get_objects():
         if issubclass(type(one), _Object) and getattr(one, "_client", None) is known:
             one._unhydrate()
+
+
+def runtime_packages() -> list[Path]:
+    """The folders of modal's client, which Modal mounts in every container beside the image's own packages.
+
+    Source:
+        modal 1.6.4's ``modal/mount.py``: ``_create_client_mount``.
+    """
+    import importlib
+
+    names = ("modal", "modal_proto", "modal_version", "synchronicity")
+    return [Path(str(importlib.import_module(name).__path__[0])) for name in names]
+
+
+def runtime_requirements() -> str:
+    """What the client needs in a container, pinned, as pip reads it."""
+    import modal
+
+    path = Path(str(modal.__path__[0])) / "builder" / f"{IMAGE_BUILDER_VERSION}.txt"
+    return path.read_text(encoding="utf-8")

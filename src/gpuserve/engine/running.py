@@ -22,6 +22,7 @@ __all__ = ["CONTROL", "Hold", "Running", "find_engine"]
 # Where the note of a running engine, ``engine.json``, has the path of its control socket.
 CONTROL = "GPUSERVE_CONTROL"
 _ANSWER_LIMIT_S = 15.0
+_PRUNE_LIMIT_S = 600.0
 # Source: our choice; the containers' exit hooks run meanwhile.
 _END_LIMIT_S = 60.0
 
@@ -44,6 +45,12 @@ class Running:
         with self._ask("status") as asked:
             reply = asked.reply()
         return None if "ending" in reply else reply
+
+    def prune(self) -> dict[str, int]:
+        """Remove the environments of images that no app uses; how many, and how many bytes that freed."""
+        with self._ask("prune") as asked:
+            reply = asked.reply(limit_s=_PRUNE_LIMIT_S)
+        return {name: int(reply.get(name, 0)) for name in ("removed", "freed_bytes")}
 
     def hold(self) -> Hold | None:
         """Keep the engine up until the hold is released; ``None`` once it has ended instead."""
@@ -102,14 +109,14 @@ class _Asked:
             self._replies = self.connection.makefile("rb")
             self._close = undo.pop_all()
 
-    def reply(self) -> dict[str, Any]:
+    def reply(self, limit_s: float = _ANSWER_LIMIT_S) -> dict[str, Any]:
         """The next line; an engine that hangs up has ended."""
-        self.connection.settimeout(_ANSWER_LIMIT_S)
+        self.connection.settimeout(limit_s)
         try:
             line = self._replies.readline()
         except TimeoutError as error:
             raise EngineError(
-                f"the engine (pid {self.pid}) does not answer within {_ANSWER_LIMIT_S:.0f} s: kill {self.pid}"
+                f"the engine (pid {self.pid}) does not answer within {limit_s:.0f} s: kill {self.pid}"
             ) from error
         except ConnectionResetError:
             line = b""

@@ -27,9 +27,10 @@ from gpuserve.engine.home import no_temporary_folder, take_home, unusable
 from gpuserve.engine.protocol import forget_client
 from gpuserve.exceptions import EngineError
 
-__all__ = ["IMAGE_CHECKS", "ISOLATIONS", "LocalEngine"]
+__all__ = ["IMAGE_CHECKS", "IMAGE_MODES", "ISOLATIONS", "LocalEngine"]
 
 IMAGE_CHECKS = ("error", "warn")
+IMAGE_MODES = ("host", "venv")
 ISOLATIONS = ("auto", "namespaces", "links")
 # Of a workspace of Modal's, which modal would take beside the token, or refuse. Source: modal 1.6.4's config.
 _OTHER_CREDENTIALS = (
@@ -37,6 +38,7 @@ _OTHER_CREDENTIALS = (
     "MODAL_OAUTH_JWT_KEY",
 )  # fmt: skip
 _START_TIMEOUT_S = 60.0
+_PRUNE_LIMIT_S = 600.0
 _MOST_PORT = 65535
 
 
@@ -45,7 +47,10 @@ class LocalEngine:
 
     Args:
         home: The state folder. ``None``: an empty one that is removed at the end.
-        image_check: ``"error"`` refuses images whose pins differ from this interpreter; ``"warn"`` says so.
+        image_mode: ``"host"`` runs containers on this interpreter, ``"venv"`` on an environment that is built for
+            each image. ``None``: what the variable ``GPUSERVE_IMAGE_MODE`` says, else ``"host"``.
+        image_check: In host mode, ``"error"`` refuses images whose pins differ from this interpreter;
+            ``"warn"`` says so.
         port: Listen on this port of 127.0.0.1 (0: any free one) instead of a unix socket.
         patience_s: How long to wait for another engine on the same folder to end.
         isolation: ``"auto"`` keeps containers apart as well as this machine allows, ``"namespaces"`` refuses
@@ -57,6 +62,7 @@ class LocalEngine:
         self,
         home: Path | None = None,
         *,
+        image_mode: str | None = None,
         image_check: str = "error",
         port: int | None = None,
         patience_s: float = 0.0,
@@ -73,6 +79,11 @@ class LocalEngine:
                 f"isolation={isolation!r} is not allowed: it (or GPUSERVE_ISOLATION) must be 'auto', 'namespaces' "
                 "or 'links'"
             )
+        image_mode = image_mode or os.environ.get("GPUSERVE_IMAGE_MODE") or "host"
+        if image_mode not in IMAGE_MODES:
+            raise EngineError(
+                f"image_mode={image_mode!r} is not allowed: it (or GPUSERVE_IMAGE_MODE) must be 'host' or 'venv'"
+            )
         if image_check not in IMAGE_CHECKS:
             raise EngineError(f"image_check={image_check!r} is not allowed: it must be 'error' or 'warn'")
         if port is not None and not 0 <= port <= _MOST_PORT:
@@ -80,7 +91,7 @@ class LocalEngine:
         self._temporary = None if home else _temporary_home()
         self.home = Path(home or self._temporary.name).absolute()  # type: ignore[union-attr]
         self._image_check, self._port, self._patience_s = image_check, port, patience_s
-        self._isolation = isolation
+        self._isolation, self._image_mode = isolation, image_mode
         self._loop: asyncio.AbstractEventLoop | None = None
         self._core: Core | None = None
         self._thread: threading.Thread | None = None
@@ -127,7 +138,13 @@ class LocalEngine:
     async def _open(self) -> None:
         self._stop = asyncio.Event()
         try:
-            self._core = Core(self.home, image_check=self._image_check, port=self._port, isolation=self._isolation)
+            self._core = Core(
+                self.home,
+                image_check=self._image_check,
+                port=self._port,
+                isolation=self._isolation,
+                image_mode=self._image_mode,
+            )
         except OSError as error:
             raise unusable(self.home, error) from error
         try:
@@ -169,6 +186,16 @@ class LocalEngine:
             return self.core.status()
 
         return asyncio.run_coroutine_threadsafe(read(), self._loop).result(10)
+
+    def prune_images(self) -> tuple[int, int]:
+        """Remove the environments of images that no app uses: how many, and how many bytes that freed."""
+        if self._loop is None:
+            raise EngineError("the engine is not running: use `with LocalEngine() as engine:`")
+
+        async def prune() -> tuple[int, int]:
+            return self.core.images.prune()
+
+        return asyncio.run_coroutine_threadsafe(prune(), self._loop).result(_PRUNE_LIMIT_S)
 
     def logs(self, app: str) -> str:
         """What the containers of an app have written so far; the newest app of that name."""

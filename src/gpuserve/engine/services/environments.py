@@ -9,7 +9,7 @@ import time
 
 from grpclib import Status
 
-from gpuserve.engine.protocol import Empty, api_pb2
+from gpuserve.engine.protocol import IMAGE_BUILDER_VERSION, Empty, api_pb2
 from gpuserve.engine.rpc import Caller, refuse
 from gpuserve.engine.state.ids import new_id
 from gpuserve.engine.store import Store
@@ -17,8 +17,6 @@ from gpuserve.engine.store import Store
 __all__ = ["DEFAULT_ENVIRONMENT", "EnvironmentService", "require_environment"]
 
 DEFAULT_ENVIRONMENT = "main"
-# Source: the newest file in modal 1.6.4's ``modal/builder``.
-IMAGE_BUILDER_VERSION = "2025.06"
 _TABLE = "CREATE TABLE IF NOT EXISTS environments (name TEXT PRIMARY KEY, id TEXT NOT NULL, created_at REAL NOT NULL)"
 _TOKEN_LIFE_S = 3600
 

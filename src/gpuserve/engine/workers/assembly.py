@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -16,6 +16,7 @@ from gpuserve.engine.workers.host_image import ImagePlan
 from gpuserve.engine.workers.launcher import ContainerSpec, SourceFile, VolumeBind
 from gpuserve.engine.workers.server_port import refuse_taken_port
 from gpuserve.engine.workers.tasks import Task
+from gpuserve.engine.workers.venvs import Venv
 from gpuserve.exceptions import EngineError
 
 __all__ = ["Assembly", "MountedFile"]
@@ -50,19 +51,20 @@ class Assembly:
     plan: Callable[[str], ImagePlan]
     importable: Callable[[ImagePlan], frozenset[str] | None]
     door_url: Callable[[Task], str]
+    environment: Callable[[str], Awaitable[Venv | None]]
 
-    def compose(self, task: Task, function: Function) -> ContainerSpec:
+    async def compose(self, task: Task, function: Function) -> ContainerSpec:
         """Everything for one container of *function*.
 
         Raises:
-            EngineError: If something that the definition names is not there any more.
+            EngineError: If something that the definition names is not there any more, or its image cannot be built.
         """
         try:
-            return self._compose(task, function)
+            return self._compose(task, function, await self.environment(function.definition.image_id))
         except GRPCError as error:  # what the services say to a client, of whom there is none here
             raise EngineError(error.message) from error
 
-    def _compose(self, task: Task, function: Function) -> ContainerSpec:
+    def _compose(self, task: Task, function: Function, venv: Venv | None) -> ContainerSpec:
         definition = function.definition
         refuse_taken_port(definition)
         app = self.registry.apps[function.app_id]
@@ -80,7 +82,8 @@ class Assembly:
             files=tuple(files.values()),
             volumes=tuple(self._bind(mount) for mount in definition.volume_mounts),
             workdir=plan.workdir,
-            packages=self.importable(plan) if definition.image_id else None,
+            packages=self.importable(plan) if definition.image_id and venv is None else None,
+            venv=venv,
             image_id=definition.image_id,
             environment_name=app.environment,
         )

@@ -68,7 +68,7 @@ def become_container(
         root = "/root" if isolation.mounts else str(folder / "root")
         _set_environment(root, folder, request)
         _enter_workdir(request["workdir"] or root)
-        if needs_plain_start(request["environment"]):
+        if request["venv"] is not None or needs_plain_start(request["environment"]):
             _start_plainly(request, root)
         time.tzset()
         forget_gpuserve()
@@ -109,6 +109,14 @@ def _set_environment(root: str, folder: Path, request: dict[str, Any]) -> None:
             "MODAL_CONFIG_PATH": str(folder / "modal.toml"),
         }
     )
+    if request["venv"] is not None:
+        _use_environment(*request["venv"])
+
+
+def _use_environment(folder: str, packages: str) -> None:
+    """Put an image's environment first, and modal's own client where Modal has it."""
+    os.environ["PATH"] = os.pathsep.join([f"{folder}/bin", os.environ.get("PATH", os.defpath)])
+    os.environ["PYTHONPATH"] = os.pathsep.join([os.environ["PYTHONPATH"], packages])
 
 
 def _enter_workdir(workdir: str) -> None:
@@ -127,7 +135,8 @@ def _start_plainly(request: dict[str, Any], root: str) -> NoReturn:
     told = os.memfd_create("start", 0)
     os.write(told, json.dumps({"root": root, "hidden": hidden}).encode())
     os.lseek(told, 0, os.SEEK_SET)
-    os.execv(sys.executable, [sys.executable, str(_PLAIN_START), str(told)])  # noqa: S606 (no shell is wanted)
+    python = sys.executable if request["venv"] is None else f"{request['venv'][0]}/bin/python"
+    os.execv(python, [python, str(_PLAIN_START), str(told)])  # noqa: S606 (no shell is wanted)
 
 
 def settle_in(root: str, hidden: Hidden | None) -> None:

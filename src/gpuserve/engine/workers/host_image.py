@@ -24,10 +24,10 @@ from packaging.version import InvalidVersion, Version
 from gpuserve.engine.protocol import api_pb2
 from gpuserve.engine.workers.dockerfile import Instruction, arguments, assignments, expand, instructions
 from gpuserve.engine.workers.image_files import HostFile, ImageFiles
-from gpuserve.engine.workers.image_installs import read_run
+from gpuserve.engine.workers.image_installs import Step, read_run
 from gpuserve.engine.workers.import_guard import normalised
 
-__all__ = ["ImagePlan", "LayerContext", "check_image", "importable", "judge_image", "plan_image"]
+__all__ = ["ImagePlan", "Install", "LayerContext", "check_image", "importable", "judge_image", "plan_image"]
 
 # The first commands of `debian_slim`, which Modal writes and no user asked for.
 _DEBIAN_SLIM = ("apt-get update", "apt-get install -y gcc gfortran build-essential")
@@ -52,6 +52,7 @@ class ImagePlan:
         python: The minor version of Python that it names, if it does.
         unclear: Installs whose packages cannot be told.
         files: What ``COPY`` brings, by absolute path.
+        installs: The commands that install packages, in their order.
     """
 
     env: Mapping[str, str] = field(default_factory=dict)
@@ -61,14 +62,38 @@ class ImagePlan:
     unclear: tuple[str, ...] = ()
     python: str | None = None
     files: Mapping[str, HostFile] = field(default_factory=dict)
+    installs: tuple[Install, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class LayerContext:
-    """What was sent along with a layer: the name of the mount with its files, and the files by their path."""
+    """What was sent along with a layer.
+
+    Attributes:
+        name: Of the mount with its files.
+        files: By their path.
+        secrets: Variables of its build.
+    """
 
     name: str
     files: Mapping[str, HostFile]
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Install:
+    """A command that installs packages, and the image as it finds it.
+
+    Attributes:
+        env: The image's variables.
+        files: What was copied into the image by then.
+        secrets: Variables that nothing but this command sees, and that no cache knows of.
+    """
+
+    step: Step
+    env: Mapping[str, str]
+    files: Mapping[str, HostFile]
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(slots=True)
@@ -83,6 +108,8 @@ class _Reading:
     unclear: list[str] = field(default_factory=list)
     python: str | None = None
     files: ImageFiles = field(default_factory=ImageFiles)
+    installs: list[Install] = field(default_factory=list)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def expanded(self, text: str) -> str:
         # the host's own PATH stands for the base image's
@@ -127,6 +154,7 @@ class _Reading:
         self.requirements += found.requirements
         self.unclear += found.unclear
         self.not_done += found.others if found.is_install else [text]
+        self.installs += [Install(one, dict(self.env), dict(self.files.by_path), self.secrets) for one in found.steps]
 
 
 def plan_image(layers: Sequence[api_pb2.Image], context_of: Callable[[api_pb2.Image], LayerContext]) -> ImagePlan:
@@ -142,7 +170,7 @@ def plan_image(layers: Sequence[api_pb2.Image], context_of: Callable[[api_pb2.Im
         reading.python = standalone[1] if standalone else reading.python
         if not layer.base_images and tuple(runs[:2]) == _DEBIAN_SLIM:
             continue
-        reading.arguments = dict(layer.build_args)
+        reading.arguments, reading.secrets = dict(layer.build_args), context.secrets
         for one in commands:
             reading.take(one, context.files)
         if layer.HasField("build_function"):
@@ -155,6 +183,7 @@ def plan_image(layers: Sequence[api_pb2.Image], context_of: Callable[[api_pb2.Im
         tuple(reading.unclear),
         reading.python,
         reading.files.by_path,
+        tuple(reading.installs),
     )
 
 

@@ -12,13 +12,13 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from gpuserve.engine.workers.image_locks import LockError, poetry_requirements, uv_requirements
 
-__all__ = ["Installs", "read_run"]
+__all__ = ["WITH_VALUE", "Installs", "Step", "read_run"]
 
 _SUBSTITUTION = re.compile(r"\$\([^)]*\)")
 _ASSIGNMENT = re.compile(r"\w+=.*")
 _FILES = {"-r", "--requirement", "--requirements"}
-# Source: `pip install --help` and `uv pip install --help`: options that take a value.
-_WITH_VALUE = {
+# Options that take a value. Source: `pip install --help` and `uv pip install --help`.
+WITH_VALUE = {
     "-c", "--constraint", "--constraints", "-i", "--index-url", "--extra-index-url", "-f", "--find-links", "-t",
     "--target", "--prefix", "--root", "--src", "--platform", "--python-version", "--implementation", "--abi",
     "--python", "-p", "--index-strategy", "--prerelease", "--resolution", "--exclude-newer", "--link-mode", "--index",
@@ -32,11 +32,29 @@ _EDITABLE = {"-e", "--editable"}
 _PREPARES = {"cd", "set", "true", "export", ":"}
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One command that installs packages.
+
+    Attributes:
+        tool: ``pip`` (pip's own), ``uv`` (``uv pip``), ``sync`` (``uv sync``) or ``pins`` (a lock of another tool).
+        arguments: What follows ``pip install`` or ``uv sync``; for ``pins`` the requirements.
+        folder: Where it runs.
+        variables: What stands before it, as in ``MAX_JOBS=4 pip install …``.
+    """
+
+    tool: str
+    arguments: tuple[str, ...]
+    folder: str
+    variables: tuple[tuple[str, str], ...] = ()
+
+
 @dataclass(slots=True)
 class Installs:
     """What one line asks for.
 
     Attributes:
+        steps: The commands that install.
         requirements: What can be compared with this interpreter.
         unclear: Installs whose packages cannot be told from the text alone.
         others: Commands that install nothing.
@@ -45,6 +63,7 @@ class Installs:
     requirements: list[str] = field(default_factory=list)
     unclear: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
 
     @property
     def is_install(self) -> bool:
@@ -69,21 +88,29 @@ def read_run(text: str, workdir: str, read: Callable[[str], str | None]) -> Inst
     folder = workdir
     for words in _commands(text):
         shown = shlex.join(words)
+        variables: list[tuple[str, str]] = []
         while words and _ASSIGNMENT.fullmatch(words[0]):
+            name, _, value = words[0].partition("=")
+            variables.append((name, value))
             words = words[1:]  # noqa: PLW2901 (what is left of the command)
         program, rest = posixpath.basename(words[0]) if words else "", words[1:]
         if re.fullmatch(r"python[\d.]*", program) and rest[:1] == ["-m"]:
             program, rest = (rest[1] if len(rest) > 1 else ""), rest[2:]
+        tool = "uv" if program == "uv" else "pip"
         if program == "uv" and rest[:1] == ["pip"]:
             program, rest = "pip", rest[1:]
         if program == "cd" and rest:
             folder = posixpath.join(folder, rest[0])
         elif re.fullmatch(r"pip[\d.]*", program) and rest[:1] == ["install"]:
             _read_pip(rest[1:], shown, folder, read, found)
+            found.steps.append(Step(tool, tuple(rest[1:]), folder, tuple(variables)))
         elif [program, *rest[:1]] in (["uv", "sync"], ["poetry", "install"]):
             try:
                 reader = uv_requirements if program == "uv" else poetry_requirements
-                found.requirements += reader(rest[1:], folder, read)
+                pins = reader(rest[1:], folder, read)
+                found.requirements += pins
+                kind, told = ("sync", rest[1:]) if program == "uv" else ("pins", pins)
+                found.steps.append(Step(kind, tuple(told), folder, tuple(variables)))
             except LockError as error:
                 found.unclear.append(f"{shown} ({error})")
         elif program not in _PREPARES and [program, *rest[:1]] != ["poetry", "config"]:
@@ -122,7 +149,7 @@ def _read_pip(
             _read_file(path, read, found)
         elif name in _EDITABLE:
             found.unclear.append(f"{value or next(rest, '')} (editable)")
-        elif name in _WITH_VALUE:
+        elif name in WITH_VALUE:
             if not value:
                 next(rest, "")
         elif not word.startswith("-"):

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuserve.engine.workers.links import Links
+from gpuserve.engine.workers.venvs import Venv
 from gpuserve.exceptions import EngineError, StateError
 
 __all__ = ["Container", "ContainerSpec", "Launcher", "SourceFile", "VolumeBind"]
@@ -57,6 +58,7 @@ class ContainerSpec:
 
     Attributes:
         packages: The distributions that user code may import; ``None`` for all that are installed.
+        venv: The environment that it runs in; ``None`` for this interpreter.
         server_url: The container's own socket, which names it to the engine.
     """
 
@@ -68,6 +70,7 @@ class ContainerSpec:
     volumes: tuple[VolumeBind, ...] = ()
     workdir: str | None = None
     packages: frozenset[str] | None = None
+    venv: Venv | None = None
     image_id: str = ""
     environment_name: str = ""
 
@@ -267,6 +270,7 @@ class Launcher:
             (folder / name).touch(mode=0o600)  # the request holds the values of secrets
         (folder / "arguments").write_bytes(spec.arguments)
         kept = [str(folder / "arguments"), spec.server_url.removeprefix("unix://")]
+        kept += [] if spec.venv is None else [str(spec.venv.folder), str(spec.venv.runtime)]
         request = {
             "task_id": spec.task_id,
             "environment": dict(spec.environment),
@@ -276,6 +280,7 @@ class Launcher:
             "hidden": {str(one): [path for path in kept if Path(path).is_relative_to(one)] for one in self._hidden},
             "workdir": spec.workdir,
             "packages": None if spec.packages is None else sorted(spec.packages),
+            "venv": None if spec.venv is None else [str(spec.venv.folder), str(spec.venv.packages)],
             "image_id": spec.image_id,
             "environment_name": spec.environment_name,
         }

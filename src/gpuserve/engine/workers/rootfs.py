@@ -38,7 +38,8 @@ def enter_root(
         new_root: A path that does not exist, to build the root at.
         files: Path in the container, path on the host and mode of each file.
         volumes: ``path``, ``host`` and ``read_only`` of each volume.
-        hidden: Folders that the container sees empty, but for the files listed with each.
+        hidden: Folders that the container sees empty, but for what is listed with each: files, and folders that
+            it may only read.
         own_proc: Show the processes of this pid namespace at ``/proc``.
 
     Raises:
@@ -158,8 +159,13 @@ def _hide(new_root: Path, folder: Path, kept: Sequence[str]) -> None:
         path = Path(name)
         place = target / path.relative_to(folder)
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.touch()
-        mount(name, str(place), "", BIND)
+        if path.is_dir():
+            place.mkdir()
+            mount(name, str(place), "", BIND | REC)
+            mount("none", str(place), "", BIND | REMOUNT | RDONLY)
+        else:
+            place.touch()
+            mount(name, str(place), "", BIND)
 
 
 def _mount_inside(new_root: Path, volume: dict[str, Any]) -> None:

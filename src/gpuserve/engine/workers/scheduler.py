@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,7 +53,7 @@ class Scheduler:
         logs: Logs,
         launcher: Launcher,
         *,
-        compose: Callable[[Task, Function], ContainerSpec],
+        compose: Callable[[Task, Function], Awaitable[ContainerSpec]],
         open_door: Callable[[Task], Server],
         door_path: Callable[[Task], str],
         settled: Callable[[Call], None],
@@ -225,7 +225,7 @@ class Scheduler:
             Path(self._door_path(task)).chmod(0o600)
             if task.is_leaving():
                 return
-            spec = self._compose(task, function)
+            spec = await self._compose(task, function)
             task.started_at, task.began = time.time(), time.monotonic()
 
             def on_log(descriptor: int, data: bytes) -> None:
