@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gpuserve.builders.batched import BatchedMethod as BatchedMethod
     from gpuserve.builders.batched import batched as batched
+    from gpuserve.builders.lowering import modal_image as modal_image
+    from gpuserve.builders.lowering import modal_secret as modal_secret
     from gpuserve.builders.lowering import register as register
     from gpuserve.builders.lowering import register_weights as register_weights
     from gpuserve.builders.lowering import weights_volumes as weights_volumes
@@ -91,6 +93,8 @@ _HOMES = {
     "WeightsNotFoundError": "gpuserve.exceptions",
     "WeightsSourceError": "gpuserve.exceptions",
     "batched": "gpuserve.builders.batched",
+    "modal_image": "gpuserve.builders.lowering",
+    "modal_secret": "gpuserve.builders.lowering",
     "register": "gpuserve.builders.lowering",
     "register_weights": "gpuserve.builders.lowering",
     "require_keys": "gpuserve.runtime.secrets",
@@ -136,6 +140,8 @@ __all__ = [
     "WeightsSourceError",
     "__version__",
     "batched",
+    "modal_image",
+    "modal_secret",
     "register",
     "register_weights",
     "require_keys",

@@ -249,7 +249,7 @@ def completions(*words, cli):
 
 
 def test_completion_knows_our_commands_and_modals_and_their_options(cli):
-    assert completions("gpuserve", "lo", cli=cli) == {"local"}
+    assert completions("gpuserve", "lo", cli=cli) == {"local", "lock"}
     assert {"up", "deploy", "volume"} <= completions("gpuserve", "local", "", cli=cli)
     assert completions("gpuserve", "local", "volume", "cr", cli=cli) == {"create"}
     assert "--detach" in completions("gpuserve", "local", "run", "--d", cli=cli)

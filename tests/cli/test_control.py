@@ -50,7 +50,10 @@ def test_whatever_is_said_to_it_the_engine_goes_on(line, up, control):
 
 
 def test_an_unknown_question_is_answered_with_those_that_are_known(up):
-    with find_engine(up.home)._ask("dance") as asked, pytest.raises(EngineError, match="status, hold, keep or stop"):
+    with (
+        find_engine(up.home)._ask("dance") as asked,
+        pytest.raises(EngineError, match="status, prune, hold, keep or stop"),
+    ):
         asked.reply()
 
 
