@@ -39,7 +39,7 @@ def example(engine):
             cwd=EXAMPLES / folder,
             capture_output=True,
             text=True,
-            timeout=110,
+            timeout=900,
             check=False,
         )
         if check:
