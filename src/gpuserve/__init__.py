@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from gpuserve.specs.source import VolumeSource as VolumeSource
     from gpuserve.specs.telemetry import Alerts as Alerts
     from gpuserve.specs.telemetry import Telemetry as Telemetry
+    from gpuserve.specs.variant import Variant as Variant
 
 __version__ = "0.1.0"
 
@@ -85,6 +86,7 @@ _HOMES = {
     "StreamingMethod": "gpuserve.builders.streaming",
     "Telemetry": "gpuserve.specs.telemetry",
     "UnsafeWeightsError": "gpuserve.exceptions",
+    "Variant": "gpuserve.specs.variant",
     "VolumeSource": "gpuserve.specs.source",
     "VolumeWeightsCache": "gpuserve.builders.weights",
     "WarmModelServer": "gpuserve.builders.server",
@@ -131,6 +133,7 @@ __all__ = [
     "StreamingMethod",
     "Telemetry",
     "UnsafeWeightsError",
+    "Variant",
     "VolumeSource",
     "VolumeWeightsCache",
     "WarmModelServer",

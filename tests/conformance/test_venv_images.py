@@ -177,8 +177,8 @@ def test_an_environment_that_no_app_uses_is_pruned_and_one_in_use_is_kept(modal_
 FIRST = f"FROM python:{HERE}-slim"
 
 
-def plan_of(*commands, files=(), python=HERE):
-    context = LayerContext("", {name: HostFile(path) for name, path in files})
+def plan_of(*commands, files=(), python=HERE, secrets=None):
+    context = LayerContext("", {name: HostFile(path) for name, path in files}, secrets or {})
     layer = api_pb2.Image(dockerfile_commands=[f"FROM python:{python}-slim", *commands])
     return plan_image([layer], lambda _layer: context)
 
@@ -247,10 +247,33 @@ asyncio.run(main())
 """
 
 
-def package_plan(folder):
+def package_plan(folder, secrets=None):
     files = [(f"package/{one.name}", one) for one in sorted(folder.iterdir())]
     commands = ("COPY package /package", "RUN pip install --no-build-isolation --no-deps /package")
-    return plan_of("RUN pip install setuptools==80.9.0 wheel==0.45.1", *commands, files=files)
+    return plan_of("RUN pip install setuptools==80.9.0 wheel==0.45.1", *commands, files=files, secrets=secrets)
+
+
+@pytest.mark.heavy
+def test_a_secret_of_the_build_is_there_for_the_build_and_in_nothing_that_it_leaves(tmp_path):
+    package, venvs = tmp_path / "package", tmp_path / "venvs"
+    package.mkdir()
+    setup = "import os, setuptools\nassert os.environ['TOKEN'] == 'planted-canary'\n"
+    (package / "setup.py").write_text(f"{setup}setuptools.setup(name='private', version='1', py_modules=['private'])\n")
+    (package / "private.py").write_text("")
+    told = {"TOKEN": "planted-canary"}
+
+    async def run():
+        made = Venvs(venvs, find_uv())
+        with pytest.raises(EngineError, match="KeyError: 'TOKEN'"):
+            await made.begin(package_plan(package)).result()
+        build = made.begin(package_plan(package, secrets=told))
+        await build.result()
+        assert made.name_of(package_plan(package, secrets=told)) == made.name_of(package_plan(package))
+        assert "planted-canary" not in "".join(build.lines) + repr(package_plan(package, secrets=told))
+
+    asyncio.run(run())
+    for one in venvs.rglob("*"):
+        assert not one.is_file() or b"planted-canary" not in one.read_bytes()
 
 
 def test_a_build_that_is_killed_midway_leaves_nothing_that_counts_and_is_done_again(tmp_path):

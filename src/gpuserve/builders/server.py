@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from gpuserve.builders.batched import batched
@@ -20,6 +20,7 @@ from gpuserve.specs.image import ImageSpec
 from gpuserve.specs.scaling import Scaling
 from gpuserve.specs.server import ServerDeclaration
 from gpuserve.specs.telemetry import Telemetry
+from gpuserve.specs.variant import Variant, variant_faults
 
 if TYPE_CHECKING:
     from fastapi import APIRouter
@@ -52,6 +53,7 @@ class WarmModelServer:
         budget: The most that all its containers may cost an hour; more is refused.
         timeout_s: Seconds that one call may take.
         startup_timeout_s: Seconds that a start may take.
+        variants: What differs in development, staging or production; ``GPUSERVE_VARIANT`` chooses.
         modal: Handed on to ``modal.App.cls`` as it is.
 
     Raises:
@@ -98,6 +100,7 @@ class WarmModelServer:
     max_parameter_sets: ClassVar[int] = 1
     budget: ClassVar[Budget | None] = None
     modal: ClassVar[Mapping[str, Any]] = {}
+    variants: ClassVar[Mapping[str, Variant]] = {}
 
     _gpuserve_runtime: ServerRuntime | None = None
     _gpuserve_markers: ClassVar[dict[str, Marker]] = {}
@@ -144,11 +147,13 @@ class WarmModelServer:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        faults = [*_name_faults(cls)]
+        faults = [*_name_faults(cls), *variant_faults(cls.variants)]
         try:
             declaration_of(cls)
         except DeclarationError as error:
             faults += error.faults
+        else:
+            faults += _overlay_faults(cls) if not faults else []
         if faults:
             raise DeclarationError(cls.__qualname__, tuple(faults))
 
@@ -165,6 +170,18 @@ class WarmModelServer:
         from gpuserve.builders.local import bound
 
         return bound(self, marker)
+
+
+def _overlay_faults(cls: type[WarmModelServer]) -> Iterator[str]:
+    """What is wrong with the class in each of its variants."""
+    for name, variant in cls.variants.items():
+        try:
+            declaration = declaration_of(cls, variant.overlay())
+        except DeclarationError as error:
+            yield from (f"variants[{name!r}]: {fault}" for fault in error.faults)
+        else:
+            if variant.domain is not None and declaration.http is None:
+                yield f"variants[{name!r}]: domain got {variant.domain!r} without http; write http=gpuserve.Http(…)"
 
 
 def _name_faults(cls: type[WarmModelServer]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import shlex
 import sys
 from typing import TYPE_CHECKING, Any
@@ -83,14 +84,17 @@ def examples(*lines: str) -> str:
 )
 @click.option("--image-mode", type=_IMAGE_MODE, help=_IMAGE_MODE_HELP)
 @click.option("--image-check", type=_IMAGE_CHECK, help=_IMAGE_CHECK_HELP)
+@click.option("--variant", metavar="NAME", help="The variant of the app's servers (GPUSERVE_VARIANT).")
 @click.pass_context
-def local(ctx: click.Context, image_mode: str | None, image_check: str | None) -> None:
+def local(ctx: click.Context, image_mode: str | None, image_check: str | None, variant: str | None) -> None:
     """Run any modal command on the local engine: offline, on this machine, without an account.
 
     A modal command joins the engine that is up, or starts one that ends with it. `up` leaves one running. Deployed
     apps, volumes, dicts, queues and secrets are kept in the state folder (GPUSERVE_HOME).
     """
     ctx.obj = (image_check, image_mode)
+    if variant is not None:
+        os.environ["GPUSERVE_VARIANT"] = variant  # modal's command is started with it
 
 
 def _on_engine(name: str) -> click.Command:
@@ -229,6 +233,10 @@ def prune(as_json: bool) -> None:
 
     engine = _running()
     if engine is not None:
+        if (engine.status() or {}).get("image_mode") == "host":
+            raise click.ClickException(
+                "the engine that is up has --image-mode host; stop it first: gpuserve local down"
+            )
         pruned = engine.prune()
     else:
         with held_engine(default_home(), EngineOptions(image_mode="venv")) as own:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from gpuserve.specs.http import Http
 from gpuserve.specs.image import ImageSpec
 from gpuserve.specs.secret import SecretSpec
 from gpuserve.specs.server import ServerDeclaration
+from gpuserve.specs.variant import VARIANT, chosen_variant
 
 __all__ = ["register"]
 
@@ -71,7 +72,8 @@ def register(app: modal.App, **overrides: Any) -> Callable[[type[ServerT]], type
         taken = _REGISTERED.setdefault(app, {})
         if taken.get(cls.__name__, cls) is not cls and not _is_cell(cls):
             raise RegistrationError(f"the app has a class {cls.__name__} already; rename one of them")
-        declaration = declaration_of(cls, overrides)
+        name, overlay = _variant_of(cls, overrides.get("env", cls.env))
+        declaration = declaration_of(cls, {**overrides, **overlay})
         markers = served_methods(cls)
         faults = []
         if declaration.image is None:
@@ -89,14 +91,34 @@ def register(app: modal.App, **overrides: Any) -> Callable[[type[ServerT]], type
             faults += modal_faults(cls, declaration)
         if faults or declaration.image is None:
             raise DeclarationError(cls.__qualname__, tuple(faults))
-        for name, value in overrides.items():
-            setattr(cls, name, value)
+        for field, value in {**overrides, **overlay}.items():
+            setattr(cls, field, value)
         taken[cls.__name__] = cls
+        domain = cls.variants[name].domain if name is not None else None
         if declaration.http is not None and declaration.http.transport == "server":
-            return lower_http_server(app, cls, declaration, declaration.image, declaration.http)
-        return _lower(app, cls, declaration, declaration.image)
+            return lower_http_server(app, cls, declaration, declaration.image, declaration.http, domain)
+        return _lower(app, cls, declaration, declaration.image, domain)
 
     return decorate
+
+
+def _variant_of(cls: type[WarmModelServer], env: Mapping[str, str]) -> tuple[str | None, dict[str, Any]]:
+    """The variant that is chosen, and what it puts over the class.
+
+    The choice travels in the containers' environment, also that nothing was chosen: they import the file again, and
+    must find the same class, whatever variable of that name they would have otherwise.
+
+    Raises:
+        DeclarationError: If the class has variants, and none of the name that is chosen.
+    """
+    if not cls.variants:
+        return None, {}
+    try:
+        name = chosen_variant(cls.variants)
+    except ValueError as error:
+        raise DeclarationError(cls.__qualname__, (str(error),)) from None
+    overlay = cls.variants[name].overlay() if name is not None else {}
+    return name, {**overlay, "env": {**env, VARIANT: name or ""}}
 
 
 def _is_cell(cls: type) -> bool:
@@ -104,12 +126,18 @@ def _is_cell(cls: type) -> bool:
     return cls.__module__ == "__main__" and hasattr(builtins, "get_ipython")
 
 
-def _lower(app: modal.App, cls: type[ServerT], declaration: ServerDeclaration, image: ImageSpec) -> type[ServerT]:
+def _lower(
+    app: modal.App,
+    cls: type[ServerT],
+    declaration: ServerDeclaration,
+    image: ImageSpec,
+    domain: str | None,
+) -> type[ServerT]:
     markers = served_methods(cls)
     cls._gpuserve_markers = markers
     for name, marker in markers.items():
         setattr(cls, name, served_partial(modal.method()(_method(name, marker)), marker))
-    for name, hook in _hooks(declaration).items():
+    for name, hook in _hooks(declaration, domain).items():
         setattr(cls, name, hook)
     most = min(most_inputs(declaration), MAX_INPUTS)
     concurrent = modal.concurrent(max_inputs=most, target_inputs=busy_inputs(declaration))
@@ -137,7 +165,7 @@ def _method(name: str, marker: Marker) -> Callable[..., Any]:
     return method
 
 
-def _hooks(declaration: ServerDeclaration) -> dict[str, Any]:
+def _hooks(declaration: ServerDeclaration, domain: str | None) -> dict[str, Any]:
     secrets = [one for one in declaration.all_secrets if isinstance(one, SecretSpec)]
 
     async def load(self: WarmModelServer) -> None:
@@ -164,7 +192,10 @@ def _hooks(declaration: ServerDeclaration) -> dict[str, Any]:
         CHUNK: modal.method()(chunk),
     }
     if declaration.http is not None:
-        hooks["web"] = modal.asgi_app(requires_proxy_auth=declaration.http.requires_proxy_auth)(_web(declaration.http))
+        hooks["web"] = modal.asgi_app(
+            requires_proxy_auth=declaration.http.requires_proxy_auth,
+            custom_domains=[domain] if domain is not None else None,
+        )(_web(declaration.http))
     return hooks
 
 
