@@ -22,6 +22,7 @@ import os
 import shlex
 import shutil
 import signal
+import sys
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -44,6 +45,13 @@ _UNFINISHED = ".building-"
 _RUNTIME = "runtime-"
 # How much of a failed command's output its error has. Source: our choice.
 _LAST_LINES = 20
+# A command that ends with the engine, however that ends. Source: prctl(2), PR_SET_PDEATHSIG and SIGKILL.
+_MORTAL = """\
+import ctypes, os, sys
+libc = ctypes.CDLL(None)
+hasattr(libc, "prctl") and libc.prctl(1, 9, 0, 0, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 _SITECUSTOMIZE = """\
 # What modal needs is found after all that the image brings.
 import pathlib, sys
@@ -270,6 +278,7 @@ class Venvs:
             EngineError: With its last lines, if it fails.
         """
         process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", "-c", _MORTAL),
             *command,
             cwd=folder,
             env=variables,
