@@ -160,7 +160,8 @@ def test_a_projects_lock_is_synced_and_what_gpuserve_needs_is_there_after_it(mod
         @app.function(image=gpuserve.modal_image(image), max_containers=1)
         def look():
             import importlib.util, iniconfig, pydantic, six, shutil
-            return [importlib.util.find_spec("click") is None, shutil.which("python").startswith(__import__("sys").prefix)]
+            import sys
+            return [importlib.util.find_spec("click") is None, shutil.which("python").startswith(sys.prefix)]
         @app.local_entrypoint()
         def main(): print("got", look.remote())
     """)
