@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import inspect
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from gpuserve.builders.registered import CHUNK, RegisteredServer, served_partial
 from gpuserve.builders.server import Marker, WarmModelServer, declaration_of, item_annotation, served_methods
 from gpuserve.builders.streaming import streaming
 from gpuserve.builders.transport import is_http_only
-from gpuserve.exceptions import DeclarationError, RegistrationError
+from gpuserve.exceptions import DeclarationError, GpuserveError, RegistrationError
 from gpuserve.runtime.secrets import require_keys
 from gpuserve.runtime.server import require_runtime, settle
 from gpuserve.specs.http import Http
@@ -80,24 +81,15 @@ def register(app: modal.App, **overrides: Any) -> Callable[[type[ServerT]], type
             faults.append("image is missing; write image = gpuserve.ImageSpec.debian('3.11').pip('name==version')")
         if not markers and declaration.http is None:
             faults.append("it has no method to call; write @gpuserve.batched def predict(self, batch: list[In])")
-        for marker in markers.values():
-            try:
-                item_annotation(cls, marker)
-            except DeclarationError as error:
-                faults += error.faults
-            except NameError:
-                continue  # a name of this file that is defined further down: resolved when the container starts
-        if is_http_only(declaration.http):
-            faults += modal_faults(cls, declaration)
+        faults += [*_input_faults(cls, markers), *_modal_faults(cls, declaration)]
         if faults or declaration.image is None:
             raise DeclarationError(cls.__qualname__, tuple(faults))
         for field, value in {**overrides, **overlay}.items():
             setattr(cls, field, value)
-        taken[cls.__name__] = cls
         domain = cls.variants[name].domain if name is not None else None
-        if declaration.http is not None and declaration.http.transport == "server":
-            return lower_http_server(app, cls, declaration, declaration.image, declaration.http, domain)
-        return _lower(app, cls, declaration, declaration.image, domain)
+        lowered = _lowered(app, cls, declaration, declaration.image, domain)
+        taken[cls.__name__] = cls
+        return lowered
 
     return decorate
 
@@ -119,6 +111,39 @@ def _variant_of(cls: type[WarmModelServer], env: Mapping[str, str]) -> tuple[str
         raise DeclarationError(cls.__qualname__, (str(error),)) from None
     overlay = cls.variants[name].overlay() if name is not None else {}
     return name, {**overlay, "env": {**env, VARIANT: name or ""}}
+
+
+def _input_faults(cls: type[WarmModelServer], markers: dict[str, Marker]) -> Iterator[str]:
+    for marker in markers.values():
+        try:
+            item_annotation(cls, marker)
+        except DeclarationError as error:
+            yield from error.faults
+        except NameError:
+            continue  # a name of this file that is defined further down: resolved when the container starts
+
+
+def _modal_faults(cls: type[WarmModelServer], declaration: ServerDeclaration) -> list[str]:
+    """What of Modal's own was declared that Modal's decorator does not take."""
+    if is_http_only(declaration.http):
+        return modal_faults(cls, declaration)
+    known = inspect.signature(modal.App.cls).parameters
+    unknown = [name for name in declaration.modal if name not in known]
+    return [f"modal got {name!r}, which app.cls does not take; leave it out" for name in unknown]
+
+
+def _lowered(
+    app: modal.App, cls: type[ServerT], declaration: ServerDeclaration, image: ImageSpec, domain: str | None
+) -> type[ServerT]:
+    """Declare *cls* to modal; what modal itself finds wrong is a fault of the declaration as well."""
+    try:
+        if declaration.http is not None and declaration.http.transport == "server":
+            return lower_http_server(app, cls, declaration, image, declaration.http, domain)
+        return _lower(app, cls, declaration, image, domain)
+    except GpuserveError:
+        raise
+    except (modal.exception.Error, TypeError, ValueError) as error:
+        raise DeclarationError(cls.__qualname__, (f"Modal does not take it: {error}",)) from error
 
 
 def _is_cell(cls: type) -> bool:
