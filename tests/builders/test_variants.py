@@ -125,18 +125,21 @@ def test_what_is_wrong_in_any_variant_is_told_when_the_class_is_defined():
 
         class Wrong(gpuserve.WarmModelServer):
             image = ImageSpec.debian("3.11")
+            routing_region = "us-east"
             variants = {  # noqa: RUF012
                 "development": Variant(gpu="H999"),
                 "staging": Variant(domain="staging.example.com"),
                 "production": Variant(secrets=("token",)),
+                "port": Variant(http=Http(transport="server"), domain="staging.example.com"),
                 "fine": Variant(scaling=Scaling(max_containers=2), secrets=(SecretSpec(name="x"),)),
             }
 
     found = refused.value.faults
-    assert len(found) == 3
+    assert len(found) == 4
     assert found[0].startswith("variants['development']: gpu got 'H999'")
     assert "write http=gpuserve.Http" in found[1]
     assert found[2].startswith("variants['production']: secrets")
+    assert "app.server does not take" in found[3]
 
     with pytest.raises(DeclarationError, match=r"variants\['a'\] got 'T4'; write 'a'"):
         type("Other", (gpuserve.WarmModelServer,), {"variants": {"a": "T4"}})

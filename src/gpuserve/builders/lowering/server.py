@@ -138,7 +138,7 @@ def _lowered(
     """Declare *cls* to modal; what modal itself finds wrong is a fault of the declaration as well."""
     try:
         if declaration.http is not None and declaration.http.transport == "server":
-            return lower_http_server(app, cls, declaration, image, declaration.http, domain)
+            return lower_http_server(app, cls, declaration, image, declaration.http)
         return _lower(app, cls, declaration, image, domain)
     except GpuserveError:
         raise
