@@ -17,6 +17,11 @@ from gpuserve.engine.workers.scheduler import Scheduler
 
 __all__ = ["DeploymentService", "layout"]
 
+_NO_SNAPSHOT = (
+    "'{}' declares a memory snapshot, and the local engine takes none: each start runs its hooks as Modal does where "
+    "there is no snapshot yet, those with snap=True first"
+)
+
 
 class DeploymentService:
     """``publish(app, function)`` gives a function its web addresses, where it has any."""
@@ -76,7 +81,15 @@ class DeploymentService:
         else:
             self._put_in_force(app, made, stated)
             app.state = request.app_state or app.state
-        return self._reply(app, now)
+        reply = self._reply(app, now)
+        for name in sorted(
+            one.definition.function_name for one in stated.values() if one.definition.checkpointing_enabled
+        ):
+            reply.server_warnings.add(
+                type=api_pb2.Warning.WARNING_TYPE_FUNCTION_CONFIGURATION,
+                message=_NO_SNAPSHOT.format(name.removesuffix(".*")),
+            )
+        return reply
 
     @staticmethod
     def _reply(app: App, deployed_at: float) -> api_pb2.AppPublishResponse:

@@ -171,10 +171,19 @@ def _run(runtime: ContainerRuntime, arguments: Path) -> int:
     return 0
 
 
+def _end_pools() -> None:
+    for call in reversed(threading._threading_atexits):  # type: ignore[attr-defined]
+        call()
+
+
 def leave(code: int) -> NoReturn:
     """End as an interpreter would, but not later than the time allowed for what lingers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is leaving already
     deadline = time.monotonic() + _LINGER_S
+    # idle threads of pools wait for this word of the interpreter's, which comes before it waits for them
+    ending = threading.Thread(target=_end_pools, daemon=True)
+    ending.start()
+    ending.join(_LINGER_S)
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join(max(0.0, deadline - time.monotonic()))
