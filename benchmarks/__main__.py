@@ -12,11 +12,13 @@ from benchmarks.engine import run as engine
 from benchmarks.quickstart import run as quickstart
 from benchmarks.serving import run as serving
 from benchmarks.table import PAGE, page
+from benchmarks.weights import run as weights
 
 _ALL: dict[str, Callable[..., dict[str, Any]]] = {
     "engine": engine.main,
     "quickstart": quickstart.main,
     "serving": serving.main,
+    "weights": weights.main,
 }
 
 

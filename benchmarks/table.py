@@ -17,7 +17,12 @@ Written by `python -m benchmarks` from the raw figures in `benchmarks/results`; 
 measured in one run, in alternating order; each figure is the median of the rounds. Measure again with
 `nox -s bench`, or `nox -s bench -- engine`.
 """
-_TITLES = {"engine": "The local engine", "quickstart": "The quickstart", "serving": "Serving over HTTP"}
+_TITLES = {
+    "engine": "The local engine",
+    "quickstart": "The quickstart",
+    "serving": "Serving over HTTP",
+    "weights": "Weights",
+}
 _ABOUT = {
     "engine": """
 The floor is a null servicer (`benchmarks/engine/null_servicer.py`): it answers the same modal client and the same
@@ -36,6 +41,14 @@ httptools (one `encode` a request in its thread pool), LitServe (for MiniLM batc
 BentoML with one worker. MiniLM reads the standard library's docstrings in random order; every side's vectors are first
 found equal to `encode`'s within 1e-5. The bare matrix products are those of the model's dense layers for the same
 tokens. `wrk` comes from Debian (`apt-get install wrk`), the peers from `python -m benchmarks.serving --install`.
+""",
+    "weights": """
+Random safetensors in the page cache, each figure from a process of its own. Verifying reads and hashes every file and
+checks every header, with as many threads as there are cores; its floor is the bare hash of the same files, as many at
+once, by hashlib or by `sha256sum`, whichever is faster. "Mapping" is `load_into`, which copies nothing; "copying" also
+copies every byte once, as a device would have it, and shares the cores with the verification. Our fetch hashes what
+comes as it comes, syncs it and publishes it; the hub's own client downloads into its cache, followed by the hash alone.
+Verifying keeps every core busy, so that a copy beside it is paid for in full where there are no spare cores.
 """,
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import threading
@@ -36,6 +37,12 @@ def model_files(seed: int = 0, numbers: int = 40_000) -> dict[str, bytes]:
     }
 
 
+@functools.lru_cache(64)
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@functools.lru_cache(64)
 def git_oid(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
@@ -50,7 +57,7 @@ class Hub:
         self.times: dict[str, int] = {}
         self.requests: list[tuple[str, str, str, dict[str, str]]] = []
         self.extra_entries: list[dict[str, object]] = []
-        self.sent = 0
+        self.sent, self.piece = 0, _PIECE
         self.token: str | None = None
         self.on_sent: Callable[[int], None] = lambda _total: None
         self.lock = threading.Lock()
@@ -129,12 +136,15 @@ class _Handler(BaseHTTPRequestHandler):
         if commit is None:
             return self.refuse(404, "RevisionNotFound")
         if verb == "revision":
-            return self.say({"id": repo, "modelId": repo, "sha": commit, "private": False, "siblings": [], "tags": []})
+            siblings = [{"rfilename": name} for name in self.hub.commits[commit]]
+            return self.say(
+                {"id": repo, "modelId": repo, "sha": commit, "private": False, "siblings": siblings, "tags": []}
+            )
         listed = list(self.hub.extra_entries)
         for name, data in self.hub.commits[commit].items():
             entry: dict[str, object] = {"type": "file", "path": name, "size": len(data), "oid": git_oid(data)}
             if name.endswith(LFS):
-                entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+                entry["lfs"] = {"oid": sha256(data), "size": len(data), "pointerSize": 134}
             listed.append(entry)
         return self.say(listed)
 
@@ -156,7 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.file(commit, name, body)
 
     def describe(self, name: str, commit: str, data: bytes) -> None:
-        etag = hashlib.sha256(data).hexdigest() if name.endswith(LFS) else git_oid(data)
+        etag = sha256(data) if name.endswith(LFS) else git_oid(data)
         if self.hub.modes.get(name) == "wrong_etag":
             etag = "0" * len(etag)
         moved = self.hub.modes.get(name) == "moved"
@@ -195,8 +205,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if not body:
             return None
-        for place in range(0, len(sent) if cut is None else cut, _PIECE):
-            piece = sent[place : place + _PIECE]
+        for place in range(0, len(sent) if cut is None else cut, self.hub.piece):
+            piece = memoryview(sent)[place : place + self.hub.piece]
             self.wfile.write(piece)
             with self.hub.lock:
                 self.hub.sent += len(piece)

@@ -11,7 +11,7 @@ from weights_hub import COMMIT, REPO, model_files
 
 import gpuserve
 from gpuserve.runtime.ports import PlainFolder
-from gpuserve.runtime.weights.fetch import read_snapshot
+from gpuserve.runtime.weights.fetch import begin_reading
 from gpuserve.runtime.weights.headers import check_safetensors
 from gpuserve.runtime.weights.manifest import SnapshotManifest, _canonical
 from gpuserve.runtime.weights.store import WeightsStore
@@ -128,14 +128,14 @@ def corruptions_refused(root, seed, count):
         what, is_damage = damage(rng, folder, files)
         if is_damage:
             try:
-                read_snapshot(store, SOURCE, PlainFolder())
+                begin_reading(store, SOURCE, PlainFolder()).wait()
             except REFUSALS:
                 refused += 1
             else:
                 pytest.fail(f"seed {seed}, number {number}: {what}, and it was opened")
         shutil.rmtree(folder)
         shutil.copytree(clean, folder)
-    assert read_snapshot(store, SOURCE, PlainFolder()).manifest.commit == COMMIT
+    assert begin_reading(store, SOURCE, PlainFolder()).wait().manifest.commit == COMMIT
     return refused
 
 
@@ -184,8 +184,8 @@ def test_what_is_missing_is_looked_for_once_more_after_a_reload(root, tmp_path):
             hidden.rename(folder)
 
     volume = Volume()
-    assert read_snapshot(store, SOURCE, volume).manifest.commit == COMMIT
-    assert read_snapshot(store, SOURCE, volume).manifest.commit == COMMIT
+    assert begin_reading(store, SOURCE, volume).wait().manifest.commit == COMMIT
+    assert begin_reading(store, SOURCE, volume).wait().manifest.commit == COMMIT
     assert volume.reloads == 1
 
 

@@ -12,7 +12,7 @@ from weights_hub import COMMIT, OTHER_COMMIT, REPO, model_files
 
 import gpuserve
 from gpuserve.runtime.ports import PlainFolder
-from gpuserve.runtime.weights.fetch import read_snapshot
+from gpuserve.runtime.weights.fetch import begin_reading
 from gpuserve.runtime.weights.store import WeightsStore
 
 SOURCE = gpuserve.HubSource(REPO, revision=COMMIT)
@@ -22,7 +22,7 @@ CHUNK = 4096
 def published(root):
     """What a reader sees now: a whole snapshot, or none; anything else raises."""
     try:
-        return read_snapshot(WeightsStore(root), SOURCE, PlainFolder())
+        return begin_reading(WeightsStore(root), SOURCE, PlainFolder()).wait()
     except gpuserve.WeightsNotFoundError:
         return None
 

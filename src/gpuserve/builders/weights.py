@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
 
-from gpuserve.exceptions import UnsafeWeightsError
+from gpuserve.exceptions import UnsafeWeightsError, WeightsError
 from gpuserve.specs.weights import WeightsDeclaration
 
 if TYPE_CHECKING:
     from gpuserve.runtime.weights.fetch import FetchReport, Progress
-    from gpuserve.runtime.weights.snapshot import Snapshot
+    from gpuserve.runtime.weights.snapshot import Snapshot, Verification
 
 __all__ = ["VolumeWeightsCache"]
 
 # Source: CVE-2026-24747; before 2.10, weights_only=True does not keep a pickle from running code.
 _SAFE_TORCH = (2, 10)
-_VERIFIED: dict[tuple[str, str], Snapshot] = {}
-_VERIFYING = threading.Lock()
+_READ: dict[tuple[str, str], Verification] = {}
+_READING = threading.Lock()
 
 
 class VolumeWeightsCache(WeightsDeclaration):
@@ -85,16 +85,35 @@ class VolumeWeightsCache(WeightsDeclaration):
             WeightsNotFoundError: If nothing was fetched yet.
             WeightsError: If what is there cannot be trusted.
         """
-        from gpuserve.runtime.weights.fetch import read_snapshot
+        found = self.begin(root=root)
+        try:
+            return found.wait()
+        except WeightsError:
+            self._forget(root if root is not None else self.root)  # it may be fetched again and be whole
+            raise
+
+    def begin(self, *, root: Path | None = None) -> Verification:
+        """The same, back as soon as tensors may be loaded; trust them only once `Verification.wait` returned.
+
+        What holds no tensors is verified by then, and so is the header of each tensor file.
+
+        Args:
+            root: The store's folder, where it is not the usual one.
+
+        Raises:
+            WeightsNotFoundError: If nothing was fetched yet.
+            WeightsError: If what is there cannot be trusted.
+        """
+        from gpuserve.runtime.weights.fetch import begin_reading
         from gpuserve.runtime.weights.store import WeightsStore
 
         store = WeightsStore(root if root is not None else self.root)
         known = self._known(store.root)
-        with _VERIFYING:
-            if known not in _VERIFIED:
-                _VERIFIED[known] = read_snapshot(store, self.source, self._volume_port(root))
-            found = _VERIFIED[known]
-        _require_safe_torch(tuple(one.path for one in found.manifest.files if one.unsafe))
+        with _READING:
+            if known not in _READ:
+                _READ[known] = begin_reading(store, self.source, self._volume_port(root))
+            found = _READ[known]
+        _require_safe_torch(tuple(one.path for one in found.snapshot.manifest.files if one.unsafe))
         return found
 
     def fetch(
@@ -122,9 +141,12 @@ class VolumeWeightsCache(WeightsDeclaration):
         lease = FileLease(store.incomplete)
         run = FetchRun(store, self.source, self._volume_port(root), lease, on_progress, self.workers)
         report = run.run(refresh=refresh)
-        with _VERIFYING:
-            _VERIFIED.pop(self._known(store.root), None)
+        self._forget(store.root)
         return report
+
+    def _forget(self, root: Path) -> None:
+        with _READING:
+            _READ.pop(self._known(root), None)
 
     def _known(self, root: Path) -> tuple[str, str]:
         return str(root), f"{self.source.alias}/{getattr(self.source, 'digest', None)}"

@@ -24,7 +24,7 @@ from gpuserve.runtime.weights.hub import HubOrigin
 from gpuserve.runtime.weights.lease import Lease
 from gpuserve.runtime.weights.manifest import ManifestFile, SnapshotManifest, strict_json
 from gpuserve.runtime.weights.selection import is_safe, selected
-from gpuserve.runtime.weights.snapshot import Snapshot, open_snapshot
+from gpuserve.runtime.weights.snapshot import Snapshot, Verification, begin_snapshot, listed_snapshot, open_snapshot
 from gpuserve.runtime.weights.steps import free_bytes, naming_a_full_disk
 from gpuserve.runtime.weights.store import Source, WeightsStore
 from gpuserve.runtime.weights.workspace import Entry, OversizedError, Part, Workspace, sweep
@@ -33,7 +33,7 @@ from gpuserve.specs.source import AdapterSource, FolderSource, HubSource, Volume
 if TYPE_CHECKING:
     from gpuserve.runtime.ports import VolumePort
 
-__all__ = ["FetchReport", "FetchRun", "Progress", "read_snapshot"]
+__all__ = ["FetchReport", "FetchRun", "Progress", "begin_reading"]
 
 _TRIES = 2
 _MOST_FILES = 20_000
@@ -82,8 +82,8 @@ def _origin(source: HubSource | FolderSource | VolumeSource) -> _Origin:
     return HubOrigin(source) if isinstance(source, HubSource) else FolderOrigin(source)
 
 
-def read_snapshot(store: WeightsStore, source: Source, volume: VolumePort) -> Snapshot:
-    """The verified snapshot of a source, seen afresh once where it is not there yet.
+def begin_reading(store: WeightsStore, source: Source, volume: VolumePort) -> Verification:
+    """The snapshot of a source, seen afresh once where it is not there yet, while its tensors are checked.
 
     Raises:
         WeightsNotFoundError: If it was never fetched.
@@ -98,7 +98,9 @@ def read_snapshot(store: WeightsStore, source: Source, volume: VolumePort) -> Sn
             f"{source} was not fetched into {store.root} yet; run the app's function fetch_weights, "
             f"or gpuserve weights fetch"
         )
-    return store.checked(open_snapshot(store.folder(key), reload=volume.reload), source, key)
+    found = begin_snapshot(store.folder(key), reload=volume.reload)
+    store.checked(found.snapshot, source, key)
+    return found
 
 
 @dataclass
@@ -204,8 +206,10 @@ class FetchRun:
             manifest = SnapshotManifest.of(self.source, commit, files)
             workspace.assemble(entries, manifest)
             published = workspace.publish()
-        # read back: what is published, by us or by who was first, is whole, or nobody is told that it is
-        snapshot = self.store.checked(open_snapshot(self.store.folder(key)), self.source, key)
+        # every byte of ours was hashed as it was written or taken over, under a lock, and synced; what another
+        # published first is hashed here, or nobody is told that it is whole
+        read_back = listed_snapshot if published else open_snapshot
+        snapshot = self.store.checked(read_back(self.store.folder(key)), self.source, key)
         return _report(key, snapshot, published=published, fetched=self._fetched_bytes, resumed=self._resumed)
 
     def _require_room(self, workspace: Workspace, unique: dict[str, Entry]) -> None:

@@ -1,11 +1,16 @@
-"""A published snapshot, trusted only after every byte of it was checked."""
+"""A published snapshot, trusted only after every byte of it was checked.
+
+Whoever loads may begin before the last byte was: what code could come from, and the header of every
+tensor file, is checked first; the tensors' bytes are checked while they are loaded.
+"""
 
 from __future__ import annotations
 
 import hmac
 import os
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +19,11 @@ from gpuserve.runtime.weights.headers import check_safetensors
 from gpuserve.runtime.weights.manifest import LARGEST_MANIFEST, MANIFEST, ManifestFile, SnapshotManifest
 from gpuserve.runtime.weights.steps import files_below, read_plain, sha256_of
 
-__all__ = ["FILES", "Snapshot", "open_snapshot"]
+__all__ = ["FILES", "Snapshot", "Verification", "begin_snapshot", "listed_snapshot", "open_snapshot"]
 
 FILES = "files"
 _MOST_THREADS = 8
+_TENSORS = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,85 @@ def open_snapshot(folder: Path, *, reload: Callable[[], None] | None = None) -> 
         WeightsCorruptError: If anything is missing, too much, a link, or malformed.
         ChecksumMismatchError: If a file's content is not the one in the manifest.
     """
+    return Verification(listed_snapshot(folder, reload=reload)).wait()
+
+
+def begin_snapshot(folder: Path, *, reload: Callable[[], None] | None = None) -> Verification:
+    """The same, but back as soon as tensors may be loaded: only their bytes are still being checked.
+
+    Raises:
+        WeightsNotFoundError: If there is no manifest.
+        WeightsCorruptError: If anything is missing, too much, a link, or malformed.
+        ChecksumMismatchError: If a file that holds no tensors is not the one in the manifest.
+    """
+    verification = Verification(listed_snapshot(folder, reload=reload))
+    verification.wait_for_all_but_tensors()
+    return verification
+
+
+class Verification:
+    """A snapshot whose files are being checked, in threads of their own.
+
+    Attributes:
+        snapshot: What is checked; not to be trusted before `wait` returned it.
+    """
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        """Begin: of what may be loaded first, and then with the largest."""
+        self.snapshot = snapshot
+        self.begun, self._ended = time.monotonic(), 0.0
+        largest_first = sorted(snapshot.manifest.files, key=lambda one: -one.size)
+        self._tensors = [one for one in largest_first if one.path.endswith(_TENSORS)]
+        others = [one for one in largest_first if not one.path.endswith(_TENSORS)]
+        threads = ThreadPoolExecutor(
+            min(_MOST_THREADS, os.cpu_count() or 1, len(largest_first)), thread_name_prefix="gpuserve-verify"
+        )
+        self._others: list[Future[None]] = [threads.submit(_check, snapshot.path, one) for one in others]
+        self._running = self._others + [threads.submit(self._check_tensors, one) for one in self._tensors]
+        threads.shutdown(wait=False)
+
+    def wait_for_all_but_tensors(self) -> None:
+        """Until whatever could run code is checked, and the headers of the tensors.
+
+        Raises:
+            WeightsError: With the first fault.
+        """
+        for one in self._tensors:
+            check_safetensors(self.snapshot.path / one.path, one.path)
+        for done in self._others:
+            done.result()
+
+    def wait(self) -> Snapshot:
+        """Until every byte is checked.
+
+        Raises:
+            WeightsError: With the first fault, the largest files first; every file was looked at then.
+        """
+        for done in self._running:
+            done.exception()
+        for done in self._running:
+            done.result()
+        return self.snapshot
+
+    @property
+    def seconds(self) -> float:
+        """How long the check took, or has taken so far."""
+        return (self._ended or time.monotonic()) - self.begun
+
+    def _check_tensors(self, file: ManifestFile) -> None:
+        try:
+            _check(self.snapshot.path, file)
+        finally:
+            self._ended = time.monotonic()
+
+
+def listed_snapshot(folder: Path, *, reload: Callable[[], None] | None = None) -> Snapshot:
+    """The snapshot as its manifest tells it, whose names and sizes are right and whose bytes nobody looked at.
+
+    Raises:
+        WeightsNotFoundError: If there is no manifest.
+        WeightsCorruptError: If anything is missing, too much, a link, or malformed.
+    """
     manifest_path = folder / MANIFEST
     if reload is not None and not manifest_path.is_file():
         reload()
@@ -64,11 +149,6 @@ def open_snapshot(folder: Path, *, reload: Callable[[], None] | None = None) -> 
     if files.is_symlink() or not files.is_dir():
         raise WeightsCorruptError(FILES, "it is not a folder")
     _check_names(files_below(files), manifest)
-    largest_first = sorted(manifest.files, key=lambda one: -one.size)
-    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1, len(largest_first))) as threads:
-        # every file is looked at; of several faults the first in this order is told
-        for done in [threads.submit(_check, files, one) for one in largest_first]:
-            done.result()
     return Snapshot(files, manifest)
 
 
@@ -88,5 +168,5 @@ def _check(folder: Path, file: ManifestFile) -> None:
     got = sha256_of(path, file.path)
     if not hmac.compare_digest(got, file.sha256):
         raise ChecksumMismatchError(file.path, file.sha256, got)
-    if path.suffix == ".safetensors":
+    if file.path.endswith(_TENSORS):
         check_safetensors(path, file.path)
