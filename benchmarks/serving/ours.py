@@ -24,7 +24,7 @@ def main(case: str, port: int, log: str) -> None:
     http = gpuserve.Http(transport="server", port=port, requests_per_minute=1_000_000, burst=1_000_000)
     type(server).http = http
     type(server).telemetry = gpuserve.Telemetry(file=log)
-    runtime = runtime_for(server, in_thread=True)
+    runtime = runtime_for(server)
     server._gpuserve_runtime = runtime
 
     async def start() -> None:

@@ -110,7 +110,7 @@ def serving(cls: type[WarmModelServer], http: Http, keys: str = f"ci:{KEY},ops:{
     from gpuserve.runtime.http.serve import HttpThread
 
     server = cls()
-    runtime = runtime_for(server, in_thread=True)
+    runtime = runtime_for(server)
     server._gpuserve_runtime = runtime
     with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -51,7 +51,7 @@ class Running:
 
     def __init__(self) -> None:
         self.model = Echo()
-        runtime = runtime_for(self.model, in_thread=True)
+        runtime = runtime_for(self.model)
         self.model.load()
         runtime.ready = True
         self.port = free_port()
@@ -187,10 +187,10 @@ def test_a_port_that_is_taken_and_keys_that_are_missing_end_the_start(running, m
     taken = gpuserve.Http(transport="server", port=running.port)
     model = Echo()
     with pytest.raises(EngineError, match=rf"cannot listen on 127\.0\.0\.1:{running.port}"):
-        HttpThread(runtime_for(model, in_thread=True), taken, model.routes).start()
+        HttpThread(runtime_for(model), taken, model.routes).start()
     monkeypatch.delenv(API_KEYS)
     with pytest.raises(KeysError):
-        HttpThread(runtime_for(model, in_thread=True), taken, model.routes).start()
+        HttpThread(runtime_for(model), taken, model.routes).start()
 
 
 def test_answers_are_json_that_every_reader_takes():

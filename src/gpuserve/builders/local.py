@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from gpuserve.builders.batched import BatchedMethod, batched
 from gpuserve.builders.server import Marker, WarmModelServer, declaration_of, item_annotation, served_methods
 from gpuserve.builders.streaming import StreamingMethod, streaming
+from gpuserve.builders.weights import VolumeWeightsCache
 from gpuserve.exceptions import EngineError
+from gpuserve.runtime.adapters import Adapters
+from gpuserve.runtime.caller import CallerLoop
 from gpuserve.runtime.server import ServerRuntime, require_runtime
+from gpuserve.runtime.start import StartLimits
 from gpuserve.runtime.telemetry.outlet import Outlet
 from gpuserve.specs.secret import SecretSpec
+from gpuserve.specs.weights import WeightsDeclaration
 
-__all__ = ["BoundMethod", "BoundStream", "LocalServer", "bound", "runtime_for"]
+__all__ = ["BoundMethod", "BoundStream", "LocalServer", "bound", "runtime_for", "start_here"]
 
 ServerT = TypeVar("ServerT", bound=WarmModelServer)
 
 
-def runtime_for(server: WarmModelServer, *, in_thread: bool) -> ServerRuntime:
-    """The runtime of an instance, as its class declares it."""
+def runtime_for(server: WarmModelServer, executor: Executor | None = None) -> ServerRuntime:
+    """The runtime of an instance, as its class declares it.
+
+    Args:
+        server: The instance.
+        executor: Where its methods run; a thread of their own, as in a container, unless given.
+    """
     cls = type(server)
     markers = served_methods(cls)
     declaration = declaration_of(cls)
     wanted = [one for one in declaration.all_secrets if isinstance(one, SecretSpec)]
+    folders = {name: _reader(cache).path for name, cache in declaration.adapters.items()}
     return ServerRuntime(
         server,
         name=cls.__name__,
@@ -35,9 +46,29 @@ def runtime_for(server: WarmModelServer, *, in_thread: bool) -> ServerRuntime:
         inputs={name: item_annotation(cls, marker) for name, marker in markers.items()},
         batching=declaration.batching,
         secrets=wanted,
-        in_thread=in_thread,
-        outlet=Outlet(cls.__name__, declaration.telemetry, wanted) if in_thread else None,
+        executor=executor,
+        outlet=Outlet(cls.__name__, declaration.telemetry, wanted) if executor is None else None,
+        weights={name: _reader(cache).begin for name, cache in declaration.weights.items()},
+        limits=StartLimits(declaration.startup_timeout_s, declaration.scaling.scaledown_window),
+        kept_in_memory=declaration.memory_snapshot and executor is None,
+        adapters=Adapters(server, folders, declaration.max_loaded_adapters) if folders else None,
+        mixed_adapters=declaration.mixed_adapters,
     )
+
+
+def _reader(cache: WeightsDeclaration) -> VolumeWeightsCache:
+    if not isinstance(cache, VolumeWeightsCache):
+        raise EngineError(f"{cache!r} says how weights are fetched, not how they are read; use VolumeWeightsCache")
+    return cache
+
+
+def start_here(server: WarmModelServer, loop: CallerLoop) -> None:
+    """Start an instance in this process; its calls are waited for on *loop*."""
+    runtime = runtime_for(server, loop)
+    server._gpuserve_runtime = runtime
+    server.__dict__["_gpuserve_loop"] = loop
+    loop.wait(runtime.load())
+    loop.wait(runtime.make_ready())
 
 
 class LocalServer(Generic[ServerT]):
@@ -47,31 +78,34 @@ class LocalServer(Generic[ServerT]):
         self._cls = cls
         self._parameters = parameters
         self._server: ServerT | None = None
-        self._loop = asyncio.new_event_loop()
+        self._loop: CallerLoop | None = None
 
     def __enter__(self) -> ServerT:
         """Load and warm up; the value is the server itself."""
         server = self._cls.__new__(self._cls)
         for name, value in self._parameters.items():
             setattr(server, name, value)
-        runtime = runtime_for(server, in_thread=False)
-        server._gpuserve_runtime = runtime
-        server.__dict__["_gpuserve_loop"] = self._loop
-        self._server = server
-        self._loop.run_until_complete(runtime.load())
-        self._loop.run_until_complete(runtime.make_ready())
+        loop = CallerLoop()
+        try:
+            start_here(server, loop)
+        except BaseException:
+            loop.close()
+            raise
+        self._server, self._loop = server, loop
         return server
 
     def __exit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
     ) -> None:
         """Answer what waits and unload."""
-        server = self._server
+        server, loop = self._server, self._loop
+        if server is None or server._gpuserve_runtime is None or loop is None:
+            return
         try:
-            if server is not None and server._gpuserve_runtime is not None:
-                self._loop.run_until_complete(server._gpuserve_runtime.stop())
+            loop.wait(server._gpuserve_runtime.stop())
         finally:
-            self._loop.close()
+            loop.close()
+            self._server = self._loop = None
 
 
 def bound(server: WarmModelServer, marker: Marker) -> BoundMethod | BoundStream:
@@ -79,15 +113,20 @@ def bound(server: WarmModelServer, marker: Marker) -> BoundMethod | BoundStream:
     return BoundStream(server, marker) if isinstance(marker, streaming) else BoundMethod(server, marker)
 
 
-def _wait(server: WarmModelServer, awaitable: Awaitable[Any], instead: str) -> Any:
+def _wait(server: WarmModelServer, coroutine: Coroutine[Any, Any, Any], instead: str) -> Any:
     """Wait on the server's own loop; in a container the loop is the caller's, who must await *instead*."""
-    loop: asyncio.AbstractEventLoop | None = server.__dict__.get("_gpuserve_loop")
+    loop: CallerLoop | None = server.__dict__.get("_gpuserve_loop")
     if loop is None:
-        if asyncio.iscoroutine(awaitable):
-            awaitable.close()
+        coroutine.close()
         require_runtime(server._gpuserve_runtime, type(server).__name__)
         raise EngineError(f"a container cannot wait for itself: write {instead}")
-    return loop.run_until_complete(awaitable)
+    return loop.wait(coroutine)
+
+
+async def _awaited(server: WarmModelServer, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Await on the server's own loop, which in a container is the caller's."""
+    loop: CallerLoop | None = server.__dict__.get("_gpuserve_loop")
+    return await (coroutine if loop is None or loop.is_here else loop.wait_async(coroutine))
 
 
 class BoundMethod(BatchedMethod[Any, Any]):
@@ -114,11 +153,14 @@ class BoundMethod(BatchedMethod[Any, Any]):
 
     async def submit(self, item: Any, *, key: str = "", timeout_s: float | None = None) -> Any:
         """Answer *item* through the queue."""
-        return await self.runtime.submit(self._marker.name, item, key=key, timeout_s=timeout_s)
+        runtime = self.runtime
+        return await _awaited(self._server, runtime.submit(self._marker.name, item, key=key, timeout_s=timeout_s))
 
     async def submit_many(self, items: Sequence[Any], *, key: str = "") -> list[Any]:
         """Answer *items* through the queue, in their order."""
-        return await self.runtime.submit_many(self._marker.name, items, key=key)
+        runtime = self.runtime
+        answers: list[Any] = await _awaited(self._server, runtime.submit_many(self._marker.name, items, key=key))
+        return answers
 
     @property
     def runtime(self) -> ServerRuntime:
@@ -129,13 +171,13 @@ class BoundMethod(BatchedMethod[Any, Any]):
         """
         return require_runtime(self._server._gpuserve_runtime, type(self._server).__name__)
 
-    def run(self, awaitable: Any) -> Any:
-        """Wait for *awaitable* on the server's own loop.
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Wait for *coroutine* on the server's own loop.
 
         Raises:
             EngineError: In a container, where the loop is the caller's: ``await`` there instead.
         """
-        return _wait(self._server, awaitable, f"await self.{self._marker.name}.submit(item)")
+        return _wait(self._server, coroutine, f"await self.{self._marker.name}.submit(item)")
 
     def chunks(self, items: Iterable[Any], chunk: int | None) -> Iterator[list[Any]]:
         """*items*, cut as a map's calls are."""
@@ -162,14 +204,23 @@ class BoundStream(StreamingMethod[Any, Any]):
         pieces: Iterator[Any] = self._marker.function(self._server, item)
         return pieces
 
-    def submit(self, item: Any) -> AsyncIterator[Any]:
+    async def submit(self, item: Any) -> AsyncIterator[Any]:
         """The pieces, made in the model's own thread."""
+        pieces = self.pieces(item)
+        try:
+            while (piece := await _awaited(self._server, _next(pieces))) is not _END:
+                yield piece
+        finally:
+            await _awaited(self._server, pieces.aclose())
+
+    def pieces(self, item: Any) -> AsyncGenerator[Any]:
+        """The pieces on the server's own loop."""
         runtime = require_runtime(self._server._gpuserve_runtime, type(self._server).__name__)
         return runtime.stream(self._marker.name, item)
 
-    def run(self, awaitable: Awaitable[Any]) -> Any:
-        """Wait for *awaitable* on the server's own loop."""
-        return _wait(self._server, awaitable, f"async for piece in self.{self._marker.name}.submit(item)")
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Wait for *coroutine* on the server's own loop."""
+        return _wait(self._server, coroutine, f"async for piece in self.{self._marker.name}.submit(item)")
 
 
 class _BoundGenerator:
@@ -177,9 +228,9 @@ class _BoundGenerator:
         self._method = method
 
     def __call__(self, item: Any, /) -> Iterator[Any]:
-        pieces: Any = self._method.submit(item)
+        pieces = self._method.pieces(item)
         try:
-            while (piece := self._method.run(anext(pieces, _END))) is not _END:
+            while (piece := self._method.run(_next(pieces))) is not _END:
                 yield piece
         finally:
             self._method.run(pieces.aclose())
@@ -189,6 +240,10 @@ class _BoundGenerator:
 
 
 _END = object()
+
+
+async def _next(pieces: AsyncGenerator[Any]) -> Any:
+    return await anext(pieces, _END)
 
 
 class _BoundRemote:

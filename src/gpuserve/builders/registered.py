@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import modal
@@ -11,11 +13,13 @@ import modal
 from gpuserve.builders.batched import BatchedMethod
 from gpuserve.builders.server import Marker
 from gpuserve.builders.streaming import StreamingMethod
-from gpuserve.exceptions import RegistrationError
+from gpuserve.exceptions import DeclarationError, RegistrationError
+from gpuserve.specs.server import ServerDeclaration
 
 __all__ = ["CHUNK", "HttpHandle", "RegisteredHttpServer", "RegisteredServer", "ServerHandle", "served_partial"]
 
 CHUNK = "_gpuserve_chunk"
+_END = object()
 
 
 class RegisteredServer(modal.Cls):
@@ -29,6 +33,42 @@ class RegisteredServer(modal.Cls):
             self._gpuserve_streaming,
             self._gpuserve_chunk_size,
         )
+
+    def with_options(self, **options: Any) -> Any:
+        """The same class with other resources for the calls made through what this returns; Modal's own method.
+
+        **Each use is a pool of containers of its own, outside the class's cap**: it costs what its own
+        ``max_containers`` allows, beside what runs already, and starts cold. Where the class has a budget, both
+        together must keep it. An image, ``min_containers``, several GPUs to choose from and time for starting cannot
+        be changed so: write another class, or register this one's base again.
+
+        Args:
+            options: Modal's: ``gpu`` (one), ``cpu``, ``memory``, ``env``, ``secrets``, ``volumes``, ``retries``,
+                ``max_containers``, ``buffer_containers``, ``scaledown_window``, ``timeout``, ``region``, ``cloud``,
+                ``routing_region``.
+
+        Raises:
+            RegistrationError: If Modal cannot change one of them for a call.
+            DeclarationError: If it could cost more than the class's budget.
+        """
+        declaration: ServerDeclaration = self._gpuserve_declaration
+        fixed = sorted(set(options) & {"image", "min_containers", "startup_timeout", "weights", "http", "batching"})
+        if fixed or not isinstance(options.get("gpu", ""), str):
+            which = ", ".join(fixed) or "a choice of several GPUs"
+            raise RegistrationError(
+                f"{which} cannot be changed for a call; register a subclass of {self._gpuserve_name}'s base that "
+                f"declares it, or pass one gpu as in gpu='H100'"
+            )
+        fault = declaration.fault_beside(options)
+        if fault is not None:
+            raise DeclarationError(f"{self._gpuserve_name}.with_options", (fault,))
+        return self._gpuserve_again(super().with_options(**options))
+
+    def _gpuserve_again(self, variant: Any) -> Any:
+        """A variant of this class, with the same face."""
+        variant.__class__ = type(self)
+        variant.__dict__.update({name: value for name, value in vars(self).items() if name.startswith("_gpuserve_")})
+        return variant
 
     def __mro_entries__(self, _bases: tuple[Any, ...]) -> tuple[type, ...]:
         """Refuse to be a base class.
@@ -219,7 +259,7 @@ class _RemoteMap:
 
     def __call__(self, items: Iterable[Any], /, *, chunk: int | None = None) -> Iterator[Any]:
         parts = _parts(items, chunk or self._method.chunk_size)
-        for answers in self._method.chunked.map(parts, kwargs={"method": self._method.name}):
+        for answers in _iterated(lambda: self._method.chunked.map(parts, kwargs={"method": self._method.name})):
             yield from answers
 
     async def aio(self, items: Iterable[Any], /, *, chunk: int | None = None) -> AsyncIterator[Any]:
@@ -227,6 +267,17 @@ class _RemoteMap:
         async for answers in self._method.chunked.map.aio(parts, kwargs={"method": self._method.name}):
             for answer in answers:
                 yield answer
+
+
+def _iterated(mapped: Callable[[], Iterable[Any]]) -> Iterator[Any]:
+    """The answers of Modal's map, which refuses to be iterated where a loop runs, as in a notebook's cell."""
+    if asyncio._get_running_loop() is None:
+        yield from mapped()
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="gpuserve-map") as beside:
+        answers = beside.submit(lambda: iter(mapped())).result()
+        while (answer := beside.submit(next, answers, _END).result()) is not _END:
+            yield answer
 
 
 def _parts(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

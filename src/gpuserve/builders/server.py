@@ -6,11 +6,13 @@ import inspect
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from gpuserve.builders.batched import batched
 from gpuserve.builders.streaming import streaming
 from gpuserve.builders.transport import http_only_faults, is_http_only
+from gpuserve.builders.weights import VolumeWeightsCache
 from gpuserve.exceptions import DeclarationError, EngineError
 from gpuserve.runtime.server import ServerRuntime
 from gpuserve.specs.batching import Batching
@@ -33,7 +35,7 @@ Marker = batched[Any, Any, Any] | streaming[Any, Any, Any]
 """What stands on a class for a method that callers reach through the server."""
 
 # What a registered class has beside its own: a subclass that takes these names would break it.
-_RESERVED = ("local", "web", "url", "submit_many")
+_RESERVED = ("local", "web", "url", "submit_many", "weights_path", "weights_paths", "with_options")
 
 
 class WarmModelServer:
@@ -45,6 +47,11 @@ class WarmModelServer:
     Attributes:
         image: What the container is made from.
         gpu: As in ``"L4"`` or ``"H100:2"``; a sequence is tried in its order.
+        weights: A `VolumeWeightsCache`, or several by name; mounted read-only, verified, and told to `load` as
+            `weights_path`.
+        adapters: Caches of adapters by the names that requests ask for, see `adapter_of`.
+        max_loaded_adapters: How many of them stay loaded.
+        mixed_adapters: Whether a batch may hold items of several; else each batch runs with one.
         scaling: How many containers, and how long idle ones stay.
         batching: How requests are gathered.
         http: The HTTP face; ``None`` for RPC alone.
@@ -78,6 +85,10 @@ class WarmModelServer:
 
     image: ClassVar[ImageSpec | None] = None
     gpu: ClassVar[str | Sequence[str] | None] = None
+    weights: ClassVar[VolumeWeightsCache | type[VolumeWeightsCache] | Mapping[str, VolumeWeightsCache] | None] = None
+    adapters: ClassVar[Mapping[str, VolumeWeightsCache]] = {}
+    max_loaded_adapters: ClassVar[int] = 8
+    mixed_adapters: ClassVar[bool] = False
     scaling: ClassVar[Scaling] = Scaling()
     batching: ClassVar[Batching] = Batching()
     http: ClassVar[Http | None] = None
@@ -108,6 +119,36 @@ class WarmModelServer:
     def load(self) -> None:
         """Load the model; called once a container, in the thread that the model runs in."""
 
+    @property
+    def weights_path(self) -> Path:
+        """The folder of the server's weights, for `load`.
+
+        Whatever could run code in it is verified, and so are the headers of the tensor files; the tensors' bytes are
+        being verified meanwhile, and nothing is served before that is done.
+
+        Raises:
+            EngineError: If the server is not started, or has no weights, or several.
+        """
+        paths = self.weights_paths
+        if len(paths) != 1:
+            have = ", ".join(paths) or "none"
+            raise EngineError(
+                f"weights_path is for a server with one weights cache; there are: {have}; "
+                f"write weights = …, or self.weights_paths['NAME']"
+            )
+        return next(iter(paths.values()))
+
+    @property
+    def weights_paths(self) -> Mapping[str, Path]:
+        """The folders of several weights, by the names that they were declared under.
+
+        Raises:
+            EngineError: If the server is not started.
+        """
+        if self._gpuserve_runtime is None:
+            raise EngineError(f"{type(self).__name__} is not started; its weights are there from load() on")
+        return self._gpuserve_runtime.weights_paths
+
     def to_device(self) -> None:
         """Move the model to the device; after `load`, and again after a memory snapshot is restored."""
 
@@ -120,6 +161,32 @@ class WarmModelServer:
     def cost(self, item: Any) -> float:  # noqa: ARG002 (overridden with it)
         """What *item* adds to a batch, e.g. its tokens; 1 unless overridden."""
         return 1.0
+
+    def adapter_of(self, item: Any) -> str | None:
+        """The adapter that *item* asks for: its field ``adapter``, unless overridden; ``None`` for the bare model."""
+        name: str | None = item.get("adapter") if isinstance(item, dict) else getattr(item, "adapter", None)
+        return name
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        """Add the adapter in the verified folder *path* to the model, e.g. ``self.model.load_adapter(path, name)``.
+
+        Raises:
+            EngineError: Unless overridden.
+        """
+        raise EngineError(f"write def load_adapter(self, name, path) in {type(self).__name__}, to add {name} of {path}")
+
+    def use_adapter(self, name: str | None) -> None:
+        """Run with this adapter from now on, or with none, e.g. ``self.model.set_adapter(name)``.
+
+        Not called where ``mixed_adapters`` is set.
+
+        Raises:
+            EngineError: Unless overridden.
+        """
+        raise EngineError(f"write def use_adapter(self, name) in {type(self).__name__}, to run with {name}")
+
+    def unload_adapter(self, name: str) -> None:
+        """Take it out of the model, e.g. ``self.model.delete_adapter(name)``; another needs its place."""
 
     @property
     def url(self) -> str | None:
@@ -159,11 +226,11 @@ class WarmModelServer:
 
     def _gpuserve_loaded(self) -> Self:
         """This instance, loaded in this process if it was not before."""
-        if "_gpuserve_is_loaded" not in self.__dict__:
-            self.load()
-            self.to_device()
-            self.warm_up()
-            self.__dict__["_gpuserve_is_loaded"] = True
+        if self._gpuserve_runtime is None:
+            from gpuserve.builders.local import start_here
+            from gpuserve.runtime.caller import CallerLoop
+
+            start_here(self, CallerLoop())
         return self
 
     def _gpuserve_bind(self, marker: Marker) -> Any:

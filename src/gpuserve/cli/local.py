@@ -106,7 +106,10 @@ def _on_engine(name: str) -> click.Command:
         from gpuserve.engine.home import default_home
 
         with held_engine(default_home(), EngineOptions(images[0], image_mode=images[1])) as engine:
-            code = call_modal([name, *arguments], engine.environment)
+            trying = {"GPUSERVE_TRY_PAGE": "1"} if name == "serve" and "--help" not in arguments else {}
+            if trying:
+                click.echo("a server of gpuserve's has a page to try it from: its address below, and /try", err=True)
+            code = call_modal([name, *arguments], {**engine.environment, **trying})
         sys.exit(code)
 
     return run

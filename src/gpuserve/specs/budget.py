@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from pydantic import Field
 from gpuserve.specs.base import Spec
 from gpuserve.specs.gpu import PRICES_AS_OF, Gpu
 
-__all__ = ["Budget", "HourlyCost"]
+__all__ = ["Budget", "HourlyCost", "cost_line"]
 
 # Source: modal.com/pricing on the day of PRICES_AS_OF: a physical core and a GiB, a second.
 _CORE_USD_PER_HOUR = 0.0000131 * 3600
@@ -73,6 +74,23 @@ class HourlyCost:
         """One line, for people."""
         many = f"{self.containers} container{'s' if self.containers != 1 else ''}"
         return f"up to ${self.usd:,.2f} an hour ({many}{f' of {self.gpu}' if self.gpu else ''}, list of {PRICES_AS_OF})"
+
+
+def cost_line(app: str, costs: Mapping[str, HourlyCost]) -> str:
+    """What an app can cost, in one line: the sum, and what each part of it adds.
+
+    Examples:
+        >>> one = HourlyCost.of(gpus=("L4",))
+        >>> print(cost_line("reviews", {"Reviews": one}))
+        reviews can cost up to $0.81 an hour (1 container of L4, list of ...)
+        >>> print(cost_line("reviews", {"Reviews": one, "Ranker": HourlyCost.of(gpus=("L4",), max_containers=2)}))
+        reviews can cost up to $2.42 an hour (Reviews $0.81, Ranker $1.61, list of ...)
+    """
+    if len(costs) == 1:
+        return f"{app} can cost {next(iter(costs.values()))}"
+    parts = ", ".join(f"{name} ${cost.usd:,.2f}" for name, cost in costs.items())
+    total = sum(cost.usd for cost in costs.values())
+    return f"{app} can cost up to ${total:,.2f} an hour ({parts}, list of {PRICES_AS_OF})"
 
 
 class Budget(Spec):

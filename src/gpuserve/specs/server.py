@@ -16,10 +16,14 @@ from gpuserve.specs.image import ImageSpec
 from gpuserve.specs.scaling import Scaling
 from gpuserve.specs.secret import SecretSpec
 from gpuserve.specs.telemetry import Telemetry
+from gpuserve.specs.weights import WeightsDeclaration
 
-__all__ = ["ServerDeclaration"]
+__all__ = ["ONLY", "ServerDeclaration"]
 
+ONLY = "weights"
+"""The name of a server's weights, where it has one cache and gave it none."""
 _DAY_S = 24 * 3600
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")]
 
 
 class ServerDeclaration(Spec):
@@ -29,6 +33,14 @@ class ServerDeclaration(Spec):
     """the image, e.g. ImageSpec.debian().pip('torch==2.13.0')"""
     gpu: str | tuple[str, ...] | None = None
     """a GPU as in 'L4' or 'H100:2', or several in the order of preference"""
+    weights: Mapping[_Name, WeightsDeclaration] = {}
+    """a VolumeWeightsCache, or several by name, as in {'base': …, 'reranker': …}"""
+    adapters: Mapping[_Name, WeightsDeclaration] = {}
+    """adapters that requests may name, each a VolumeWeightsCache of an AdapterSource"""
+    max_loaded_adapters: Annotated[int, Field(ge=1, le=1000)] = 8
+    """adapters that stay loaded; past it the least recently used one makes room"""
+    mixed_adapters: bool = False
+    """whether a batch may hold items of several adapters, which the model then tells apart"""
     scaling: Scaling = Scaling()
     """how many containers, e.g. Scaling(max_containers=4)"""
     batching: Batching = Batching()
@@ -84,6 +96,37 @@ class ServerDeclaration(Spec):
                     parse_gpu(name)
         return tuple(value) if isinstance(value, list) else value
 
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        if value is None:
+            return {}
+        named = value if isinstance(value, Mapping) else {ONLY: value}
+        return {name: one() if isinstance(one, type) else one for name, one in named.items()}
+
+    @model_validator(mode="after")
+    def _one_mount_a_path(self) -> Self:
+        """Refuse a volume of the user's own where the weights are mounted, and two volumes at one place."""
+        places: dict[str, str] = {}
+        for name, cache in (*self.weights.items(), *self.adapters.items()):
+            if cache.mounted_at in self.volumes:
+                raise ValueError(f"volumes and weights both mount at {cache.mounted_at!r}; move one: mount_path='/…'")
+            if places.setdefault(cache.mounted_at, cache.volume) != cache.volume:
+                raise ValueError(f"weights {name!r} mounts a second volume at {cache.mounted_at!r}; move one")
+        if self.mixed_adapters and not self.adapters:
+            raise ValueError("mixed_adapters is set and there are no adapters; write adapters = {'name': …}")
+        return self
+
+    @property
+    def caches(self) -> tuple[WeightsDeclaration, ...]:
+        """All that the server reads weights from."""
+        return (*self.weights.values(), *self.adapters.values())
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """The GPUs that it may run on, in the order of preference."""
+        return (self.gpu,) if isinstance(self.gpu, str) else self.gpu or ()
+
     @property
     def all_secrets(self) -> tuple[Any, ...]:
         """Those that were declared, and those that the keys and the alerts need."""
@@ -94,9 +137,8 @@ class ServerDeclaration(Spec):
     @property
     def hourly_cost(self) -> HourlyCost:
         """The most that the class can cost an hour."""
-        gpus = (self.gpu,) if isinstance(self.gpu, str) else self.gpu or ()
         return HourlyCost.of(
-            gpus=gpus,
+            gpus=self.gpus,
             cpu=self.cpu,
             memory_mib=self.memory_mib,
             max_containers=self.scaling.max_containers,
@@ -104,6 +146,24 @@ class ServerDeclaration(Spec):
             region=self.region is not None,
             nonpreemptible=self.nonpreemptible,
         )
+
+    def fault_beside(self, options: Mapping[str, Any]) -> str | None:
+        """Why a pool with these options (Modal's names) costs too much beside the class's own; ``None`` if not."""
+        if self.budget is None:
+            return None
+        gpu = options.get("gpu")
+        memory, cpu = options.get("memory", self.memory_mib), options.get("cpu", self.cpu)
+        beside = HourlyCost.of(
+            gpus=(gpu,) if gpu else self.gpus,
+            cpu=max(cpu) if isinstance(cpu, tuple) else cpu,
+            memory_mib=max(memory) if isinstance(memory, tuple) else memory,
+            max_containers=options.get("max_containers") or self.scaling.max_containers,
+            region=(options.get("region") or self.region) is not None,
+            nonpreemptible=self.nonpreemptible,
+        )
+        own = self.hourly_cost
+        both = HourlyCost(own.usd + beside.usd, own.containers + beside.containers, "")
+        return self.budget.fault(both)
 
     @model_validator(mode="after")
     def _within_budget(self) -> Self:

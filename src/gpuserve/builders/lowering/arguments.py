@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from gpuserve.builders.lowering.image import modal_image
+from gpuserve.builders.lowering.mounts import weights_volumes
 from gpuserve.builders.lowering.secret import modal_secret
 from gpuserve.specs.image import ImageSpec
 from gpuserve.specs.secret import SecretSpec
@@ -15,6 +17,7 @@ __all__ = ["MAX_INPUTS", "busy_inputs", "container_arguments", "most_inputs"]
 # Source: Modal's guide to input concurrency: 1,000 inputs a container at most.
 MAX_INPUTS = 1000
 _HEALTH_CHECKS = 8
+_FROM_HERE = ("GPUSERVE_TRY_PAGE",)
 
 
 def container_arguments(declaration: ServerDeclaration, image: ImageSpec) -> dict[str, Any]:
@@ -24,8 +27,9 @@ def container_arguments(declaration: ServerDeclaration, image: ImageSpec) -> dic
         "image": modal_image(image, http=http.transport if http is not None else None),
         "gpu": list(gpu) if isinstance(gpu, tuple) else gpu,
         "secrets": [modal_secret(one) if isinstance(one, SecretSpec) else one for one in declaration.all_secrets],
-        "env": dict(declaration.env) or None,
-        "volumes": dict(declaration.volumes),
+        # said by `gpuserve local serve`: its servers bring a page to try them from
+        "env": {**declaration.env, **{name: os.environ[name] for name in _FROM_HERE if name in os.environ}} or None,
+        "volumes": {**weights_volumes(*declaration.caches), **declaration.volumes},
         "min_containers": declaration.scaling.min_containers or None,
         "max_containers": declaration.scaling.max_containers,
         "buffer_containers": declaration.scaling.buffer_containers or None,

@@ -119,7 +119,7 @@ def _hooks(declaration: ServerDeclaration, http: Http) -> dict[str, Any]:
 
     async def load(self: WarmModelServer) -> None:
         require_keys(secrets)
-        self._gpuserve_runtime = runtime_for(self, in_thread=True)
+        self._gpuserve_runtime = runtime_for(self)
         await self._gpuserve_runtime.load()
 
     async def serve(self: WarmModelServer) -> None:

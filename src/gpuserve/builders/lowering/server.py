@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import builtins
 import inspect
+import os
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 import modal
+from modal.cls import is_parameter
 
 from gpuserve.builders.batched import batched
 from gpuserve.builders.local import runtime_for
 from gpuserve.builders.lowering.arguments import MAX_INPUTS, busy_inputs, container_arguments, most_inputs
+from gpuserve.builders.lowering.costs import note_cost
 from gpuserve.builders.lowering.http_server import lower_http_server, modal_faults
+from gpuserve.builders.lowering.leaving import drain_on_sigterm
 from gpuserve.builders.registered import CHUNK, RegisteredServer, served_partial
 from gpuserve.builders.server import Marker, WarmModelServer, declaration_of, item_annotation, served_methods
 from gpuserve.builders.streaming import streaming
@@ -81,7 +85,11 @@ def register(app: modal.App, **overrides: Any) -> Callable[[type[ServerT]], type
             faults.append("image is missing; write image = gpuserve.ImageSpec.debian('3.11').pip('name==version')")
         if not markers and declaration.http is None:
             faults.append("it has no method to call; write @gpuserve.batched def predict(self, batch: list[In])")
-        faults += [*_input_faults(cls, markers), *_modal_faults(cls, declaration)]
+        faults += [
+            *_parameter_faults(cls, overrides),
+            *_input_faults(cls, markers),
+            *_modal_faults(cls, declaration),
+        ]
         if faults or declaration.image is None:
             raise DeclarationError(cls.__qualname__, tuple(faults))
         for field, value in {**overrides, **overlay}.items():
@@ -89,6 +97,7 @@ def register(app: modal.App, **overrides: Any) -> Callable[[type[ServerT]], type
         domain = cls.variants[name].domain if name is not None else None
         lowered = _lowered(app, cls, declaration, declaration.image, domain)
         taken[cls.__name__] = cls
+        note_cost(app, cls.__name__, declaration.hourly_cost)
         return lowered
 
     return decorate
@@ -146,6 +155,19 @@ def _lowered(
         raise DeclarationError(cls.__qualname__, (f"Modal does not take it: {error}",)) from error
 
 
+def _parameter_faults(cls: type, overrides: Mapping[str, Any]) -> list[str]:
+    own = cls.__mro__[: cls.__mro__.index(WarmModelServer)]
+    if "max_parameter_sets" in overrides or any("max_parameter_sets" in vars(base) for base in own):
+        return []
+    if not any(is_parameter(value) for base in own for value in vars(base).values()):
+        return []
+    fault = (
+        "it has modal.parameter values, and each set of them in use is a pool of containers of its own; "
+        "write max_parameter_sets = how many are in use at once, which its cost is multiplied by"
+    )
+    return [fault]
+
+
 def _is_cell(cls: type) -> bool:
     """Whether the class stands in a notebook's cell, which is run again after each edit."""
     return cls.__module__ == "__main__" and hasattr(builtins, "get_ipython")
@@ -172,6 +194,7 @@ def _lower(
     registered._gpuserve_streaming = tuple(name for name, one in markers.items() if isinstance(one, streaming))
     registered._gpuserve_chunk_size = declaration.batching.max_batch_size
     registered._gpuserve_name = cls.__qualname__
+    registered._gpuserve_declaration = declaration
     result: type[ServerT] = registered
     return result
 
@@ -195,11 +218,13 @@ def _hooks(declaration: ServerDeclaration, domain: str | None) -> dict[str, Any]
 
     async def load(self: WarmModelServer) -> None:
         require_keys(secrets)
-        self._gpuserve_runtime = runtime_for(self, in_thread=True)
+        self._gpuserve_runtime = runtime_for(self)
         await self._gpuserve_runtime.load()
 
     async def make_ready(self: WarmModelServer) -> None:
-        await require_runtime(self._gpuserve_runtime, type(self).__name__).make_ready()
+        runtime = require_runtime(self._gpuserve_runtime, type(self).__name__)
+        await runtime.make_ready()
+        drain_on_sigterm(runtime)
         settle()
 
     async def stop(self: WarmModelServer) -> None:
@@ -227,9 +252,12 @@ def _hooks(declaration: ServerDeclaration, domain: str | None) -> dict[str, Any]
 def _web(http: Http) -> Callable[[WarmModelServer], Any]:
     def web(self: WarmModelServer) -> Any:
         from gpuserve.runtime.http.app import build_app
+        from gpuserve.runtime.http.draining import Draining
+        from gpuserve.runtime.http.try_page import TRY_PAGE, TryPage
 
         runtime = require_runtime(self._gpuserve_runtime, type(self).__name__)
-        return build_app(runtime, http, self.routes)
+        face = Draining(build_app(runtime, http, self.routes), runtime)
+        return TryPage(face) if os.environ.get(TRY_PAGE) else face
 
     return web
 

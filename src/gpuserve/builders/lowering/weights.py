@@ -9,11 +9,14 @@ from typing import Any
 
 import modal
 
+from gpuserve.builders.lowering.costs import note_cost
 from gpuserve.builders.lowering.image import modal_image
+from gpuserve.builders.lowering.mounts import weights_volumes
 from gpuserve.builders.lowering.secret import modal_secret
 from gpuserve.exceptions import RegistrationError
 from gpuserve.runtime.weights import functions
 from gpuserve.runtime.weights.fetch import FetchReport
+from gpuserve.specs.budget import HourlyCost
 from gpuserve.specs.image import ImageSpec
 from gpuserve.specs.source import AdapterSource, VolumeSource
 from gpuserve.specs.weights import WeightsDeclaration
@@ -56,6 +59,7 @@ def register_weights(
         raise RegistrationError(
             f"the app has another cache under {name} already; give each cache a name: name='fetch_…'"
         )
+    note_cost(app, name, HourlyCost.of(cpu=cache.cpu, memory_mib=cache.memory_mib))
     function: modal.Function[[bool], FetchReport, FetchReport] = declare_weights_function(
         app, cache, functions.fetch_weights, name=name, **modal_arguments
     )
@@ -87,23 +91,6 @@ def declare_weights_function(
         "include_source": False,
     }
     return app.function(**{**arguments, **modal_arguments})(function)
-
-
-def weights_volumes(*caches: WeightsDeclaration) -> dict[str, Any]:
-    """The read-only mounts of those who load the weights: ``@app.function(volumes=weights_volumes(cache))``.
-
-    Examples:
-        >>> import gpuserve
-        >>> cache = gpuserve.VolumeWeightsCache(source=gpuserve.HubSource("org/model", revision="0" * 40))
-        >>> list(gpuserve.weights_volumes(cache))
-        ['/gpuserve-weights/gpuserve-weights']
-    """
-    return {
-        cache.mounted_at: modal.Volume.from_name(cache.volume, create_if_missing=True).with_mount_options(
-            read_only=True
-        )
-        for cache in caches
-    }
 
 
 def _image() -> ImageSpec:
