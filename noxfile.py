@@ -18,20 +18,24 @@ def _run(session: nox.Session, tool: str, *arguments: str) -> None:
     session.run(str(_BIN / tool), *arguments, external=True)
 
 
+# A module stays on one worker, and so does its engine. Three, because tests wait for processes about a third of the time.
+_WORKERS = ("-n", "3", "--dist", "loadscope")
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The commit tier; a module stays on one worker, and so does its engine."""
-    # a short name: the paths of unix sockets below it must stay under 108 bytes
+    """The commit tier."""
+    # a short name: tests put unix sockets below it, whose paths must stay under 108 bytes
     with tempfile.TemporaryDirectory(prefix="gs") as folder:
-        workers = ("-n", "2", "--dist", "loadscope", "--basetemp", f"{folder}/t")
-        _run(session, "python", "-m", "pytest", "-q", *workers, *session.posargs)
+        _run(session, "python", "-m", "pytest", "-q", *_WORKERS, "--basetemp", f"{folder}/t", *session.posargs)
 
 
 @nox.session(venv_backend="venv", python=["3.12", "3.13"])
 def pythons(session: nox.Session) -> None:
     """The commit tier on the other Pythons, where they are installed; without torch, whose tests are skipped."""
     session.install("-q", "-e", ".[test]")
-    session.run("python", "-m", "pytest", "-q", *session.posargs)
+    with tempfile.TemporaryDirectory(prefix="gs") as folder:
+        session.run("python", "-m", "pytest", "-q", *_WORKERS, "--basetemp", f"{folder}/t", *session.posargs)
 
 
 @nox.session
@@ -57,7 +61,7 @@ def quickstart(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Every block of the documentation, run as it is written; `conftest.py` says how."""
-    _run(session, "python", "-m", "pytest", "-q", "README.md", "CONTRIBUTING.md", "docs", *session.posargs)
+    _run(session, "python", "-m", "pytest", "-q", *_WORKERS, "README.md", "CONTRIBUTING.md", "docs", *session.posargs)
 
 
 @nox.session

