@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import nox
 
 nox.options.default_venv_backend = "none"
-nox.options.sessions = ["lint", "types", "tests", "docs", "browser"]
+nox.options.sessions = ["lint", "types", "tests", "browser"]
 
 _BIN = Path(sys.executable).parent  # the environment that nox runs in, activated or not
 
@@ -18,24 +20,28 @@ def _run(session: nox.Session, tool: str, *arguments: str) -> None:
     session.run(str(_BIN / tool), *arguments, external=True)
 
 
-# A module stays on one worker, and so does its engine. Three, because tests wait for processes about a third of the time.
-_WORKERS = ("-n", "3", "--dist", "loadscope")
+# A module stays on one worker, and so does its engine. More than there are cores: tests wait for processes, too.
+_WORKERS = ("-n", "4", "--dist", "loadscope")
+_PAGES = ("README.md", "CONTRIBUTING.md", "docs")
+
+
+def _pytest(run: Callable[..., object], *arguments: str) -> None:
+    # a short name: tests put unix sockets below it, whose paths must stay under 108 bytes
+    with tempfile.TemporaryDirectory(prefix="gs") as folder:
+        run("-m", "pytest", "-q", *_WORKERS, "--basetemp", f"{folder}/t", *arguments)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The commit tier."""
-    # a short name: tests put unix sockets below it, whose paths must stay under 108 bytes
-    with tempfile.TemporaryDirectory(prefix="gs") as folder:
-        _run(session, "python", "-m", "pytest", "-q", *_WORKERS, "--basetemp", f"{folder}/t", *session.posargs)
+    """The commit tier, and every block of the documentation, run as it is written; `conftest.py` says how."""
+    _pytest(partial(_run, session, "python"), *(session.posargs or ("tests", "src", *_PAGES)))
 
 
 @nox.session(venv_backend="venv", python=["3.12", "3.13"])
 def pythons(session: nox.Session) -> None:
     """The commit tier on the other Pythons, where they are installed; without torch, whose tests are skipped."""
     session.install("-q", "-e", ".[test]")
-    with tempfile.TemporaryDirectory(prefix="gs") as folder:
-        session.run("python", "-m", "pytest", "-q", *_WORKERS, "--basetemp", f"{folder}/t", *session.posargs)
+    _pytest(partial(session.run, "python"), *session.posargs)
 
 
 @nox.session
@@ -60,14 +66,14 @@ def quickstart(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Every block of the documentation, run as it is written; `conftest.py` says how."""
-    _run(session, "python", "-m", "pytest", "-q", *_WORKERS, "README.md", "CONTRIBUTING.md", "docs", *session.posargs)
+    """The documentation alone."""
+    _pytest(partial(_run, session, "python"), *_PAGES, *session.posargs)
 
 
 @nox.session
 def browser(session: nox.Session) -> None:
-    """The search page in a real Chromium, which is installed if that is allowed."""
-    _run(session, "python", "-m", "pytest", "-q", "-m", "browser", "tests/quickstart", *session.posargs)
+    """The pages in a real Chromium, which is installed if that is allowed."""
+    _run(session, "python", "-m", "pytest", "-q", "-m", "browser", "tests", *session.posargs)
 
 
 @nox.session

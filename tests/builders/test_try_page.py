@@ -67,10 +67,10 @@ def test_the_page_is_there_only_where_it_is_asked_for(deployed):
 
 @pytest.mark.browser
 @pytest.mark.timeout(300)
-def test_a_request_and_a_stream_are_tried_in_a_browser(engine, deployed, tmp_path):
+def test_a_request_and_a_stream_are_tried_in_a_browser(engine, deployed, tmp_path, debian_packages):
+    if not all(map(shutil.which, ("chromium", "chromedriver"))):
+        debian_packages("chromium", "chromium-driver")
     programs = list(map(shutil.which, ("chromium", "chromedriver")))
-    if not all(programs):
-        pytest.skip("there is no chromium here; nox -s browser installs it")
     url = deployed(GPUSERVE_TRY_PAGE="1")
     options = webdriver.ChromeOptions()
     options.binary_location = programs[0]
