@@ -21,7 +21,7 @@ def _run(session: nox.Session, tool: str, *arguments: str) -> None:
 
 
 # A module stays on one worker, and so does its engine. More than there are cores: tests wait for processes, too.
-_WORKERS = ("-n", "4", "--dist", "loadscope")
+_WORKERS = ("-n", "3", "--dist", "loadscope")
 _PAGES = ("README.md", "CONTRIBUTING.md", "docs")
 
 

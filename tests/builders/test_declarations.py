@@ -1,9 +1,6 @@
 """Wrong declarations are refused when they are made, with every fault and the line to write."""
 
 import pickle
-import subprocess
-import sys
-import textwrap
 
 import modal
 import pytest
@@ -166,42 +163,3 @@ def test_no_declaration_ends_in_an_error_from_inside_pydantic(values):
     except DeclarationError as error:
         outcome = error.faults
     assert outcome
-
-
-def test_a_users_file_is_typed_from_item_to_answer(tmp_path):
-    (tmp_path / "user.py").write_text(
-        textwrap.dedent("""
-        import modal
-        import gpuserve
-
-        app = modal.App("typed")
-
-        @gpuserve.register(app)
-        class Lengths(gpuserve.WarmModelServer):
-            image = gpuserve.ImageSpec.debian("3.11")
-
-            @gpuserve.batched
-            def predict(self, batch: list[str]) -> list[int]:
-                return [len(text) for text in batch]
-
-        server = Lengths()
-        reveal_type(server.predict.remote("a"))
-        reveal_type(list(server.predict.map(["a"], chunk=8)))
-        reveal_type(server.predict.local(["a"]))
-        with Lengths.local() as here:
-            reveal_type(here)
-        server.predict.remote(3)
-        """)
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "user.py"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    lines = done.stdout.splitlines()
-    assert 'Revealed type is "int"' in lines[0].replace("builtins.", "")
-    assert 'Revealed type is "list[int]"' in lines[1].replace("builtins.", "")
-    assert 'Revealed type is "typing.Sequence[int]"' in lines[2].replace("builtins.", "").replace(
-        "collections.abc", "typing"
-    )
-    assert 'Revealed type is "user.Lengths"' in lines[3]
-    assert 'has incompatible type "int"; expected "str"' in lines[4]
-    assert len([line for line in lines if "error:" in line]) == 1, done.stdout

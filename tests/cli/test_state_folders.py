@@ -214,7 +214,7 @@ def test_where_no_short_folder_is_to_be_had_the_engine_says_what_to_set(tmp_path
     temporary = tmp_path / ("long" * 30)
     temporary.mkdir()
     variables = {**os.environ, "GPUSERVE_HOME": f"/mnt/{'home' * 30}", "TMPDIR": f"/mnt/{temporary.name}"}
-    script = 'mount --bind "$1" /mnt && mount -t tmpfs -o ro none /tmp && shift && exec "$@"'
+    script = 'mount --bind "$1" /mnt && mount --bind /tmp /tmp && mount -o remount,bind,ro /tmp && shift && exec "$@"'
     if subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode:
         pytest.skip("this kernel or this user forbids mount namespaces")
 

@@ -17,21 +17,25 @@ from uuid import uuid4
 
 import pytest
 
+import gpuserve
 from gpuserve.engine import LocalEngine
 from gpuserve.exceptions import EngineError
 
 NOBODY = 65534
-# A closed home (mode 0700) may hold the interpreter: a private mount namespace opens it for this one process.
+# Closed folders (mode 0700) may hold the interpreter or the checkout: a mount namespace opens them for this process.
 AS_NOBODY = """
 set -e
-closed=$1; stage=$2; shift 2
-if [ -n "$closed" ]; then
-    mount --rbind "$closed" "$stage"
+stage=$1; shift
+while [ "$1" != -- ]; do
+    closed=$1; below=$stage/$#; shift
+    mkdir "$below"
+    mount --rbind "$closed" "$below"
     mount -t tmpfs -o mode=0755 none "$closed"
-    for one in "$stage"/* "$stage"/.[!.]*; do
+    for one in "$below"/* "$below"/.[!.]*; do
         if [ -d "$one" ]; then mkdir "$closed/${one##*/}"; mount --rbind "$one" "$closed/${one##*/}"; fi
     done
-fi
+done
+shift
 exec setpriv --reuid=65534 --regid=65534 --clear-groups "$@"
 """
 
@@ -48,9 +52,10 @@ class OwnEngine:
             stage = home / "stage"
             stage.mkdir()
             os.chown(home, NOBODY, NOBODY)
-            above = [*Path(sys.executable).resolve().parents, *Path(sys.prefix).parents]
-            closed = next((str(one) for one in reversed(above) if not one.stat().st_mode & 0o001), "")
-            command = ["unshare", "--mount", "sh", "-c", AS_NOBODY, "sh", closed, str(stage), *command]
+            needed = (Path(sys.executable).resolve(), Path(sys.prefix), Path(gpuserve.__file__))
+            above = dict.fromkeys(one for path in needed for one in reversed(path.parents))
+            closed = [str(one) for one in above if not one.stat().st_mode & 0o001]
+            command = ["unshare", "--mount", "sh", "-c", AS_NOBODY, "sh", str(stage), *closed, "--", *command]
         self.process = subprocess.Popen(command, env=environment, cwd="/", stdout=subprocess.PIPE, text=True)
         line = self.process.stdout.readline()
         assert line, "the engine did not start"

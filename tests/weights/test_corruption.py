@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import threading
 
 import pytest
 from weights_hub import COMMIT, REPO, model_files
@@ -14,6 +15,7 @@ from gpuserve.runtime.ports import PlainFolder
 from gpuserve.runtime.weights.fetch import begin_reading
 from gpuserve.runtime.weights.headers import check_safetensors
 from gpuserve.runtime.weights.manifest import SnapshotManifest, _canonical
+from gpuserve.runtime.weights.snapshot import open_snapshot
 from gpuserve.runtime.weights.store import WeightsStore
 
 SOURCE = gpuserve.HubSource(REPO, revision=COMMIT)
@@ -228,3 +230,28 @@ def test_a_header_that_does_not_describe_its_file_is_refused(tmp_path, data, rea
     path.write_bytes(data)
     with pytest.raises(gpuserve.WeightsCorruptError, match=reason):
         check_safetensors(path, path.name)
+
+
+def test_a_snapshot_that_is_taken_away_while_it_is_checked_is_missing_or_damaged_and_nothing_else(root):
+    folder = next((root / "snapshots").iterdir())
+    away, over, refused = folder.with_name("away"), threading.Event(), 0
+
+    def take_away_and_back():
+        while not over.is_set():
+            folder.rename(away)
+            away.rename(folder)
+
+    mender = threading.Thread(target=take_away_and_back)
+    mender.start()
+    try:
+        for _ in range(300):
+            try:
+                open_snapshot(folder)
+            except (gpuserve.WeightsNotFoundError, gpuserve.WeightsCorruptError):
+                refused += 1
+    finally:
+        over.set()
+        mender.join()
+
+    assert refused
+    assert open_snapshot(folder).manifest.commit == COMMIT

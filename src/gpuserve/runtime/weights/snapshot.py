@@ -6,10 +6,11 @@ tensor file, is checked first; the tensors' bytes are checked while they are loa
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,8 @@ class Verification:
             WeightsError: With the first fault.
         """
         for one in self._tensors:
-            check_safetensors(self.snapshot.path / one.path, one.path)
+            with _that_may_vanish(one):
+                check_safetensors(self.snapshot.path / one.path, one.path)
         for done in self._others:
             done.result()
 
@@ -136,12 +138,15 @@ def listed_snapshot(folder: Path, *, reload: Callable[[], None] | None = None) -
     if folder.is_symlink():
         raise WeightsCorruptError(folder.name, "the snapshot is a symbolic link")
     try:
-        text = read_plain(manifest_path, MANIFEST, LARGEST_MANIFEST)
-    except (FileNotFoundError, NotADirectoryError):
+        return _listed(folder, read_plain(manifest_path, MANIFEST, LARGEST_MANIFEST))
+    except (FileNotFoundError, NotADirectoryError):  # also of one that a fetch takes away at this moment, to mend it
         raise WeightsNotFoundError(
             f"no weights are published at {folder}; fetch them first: gpuserve weights fetch, or the app's "
             f"function fetch_weights"
         ) from None
+
+
+def _listed(folder: Path, text: bytes) -> Snapshot:
     manifest = SnapshotManifest.from_bytes(text, where=MANIFEST)
     if sorted(one.name for one in folder.iterdir()) != [FILES, MANIFEST]:
         raise WeightsCorruptError(str(folder), f"it must hold {FILES} and {MANIFEST} and nothing else")
@@ -165,8 +170,19 @@ def _check_names(found: dict[str, int], manifest: SnapshotManifest) -> None:
 
 def _check(folder: Path, file: ManifestFile) -> None:
     path = folder / file.path
-    got = sha256_of(path, file.path)
+    with _that_may_vanish(file):
+        got = sha256_of(path, file.path)
     if not hmac.compare_digest(got, file.sha256):
         raise ChecksumMismatchError(file.path, file.sha256, got)
     if file.path.endswith(_TENSORS):
-        check_safetensors(path, file.path)
+        with _that_may_vanish(file):
+            check_safetensors(path, file.path)
+
+
+@contextlib.contextmanager
+def _that_may_vanish(file: ManifestFile) -> Iterator[None]:
+    """A damaged snapshot is taken away by whoever mends it, also from under those who still check it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise WeightsCorruptError(file.path, "it is missing") from None
