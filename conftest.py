@@ -4,7 +4,8 @@
 - Markdown, ``python`` blocks: run, one after the other, in one namespace a page. A block whose first line is a comment
   with a file's name, ``# hello.py``, is that file instead, in a folder that the page has for itself.
 - Markdown, ``console`` blocks: each line that begins with ``$`` is run by bash in that folder; what it prints is
-  compared with the lines below it, where ``...`` stands for anything, and blanks do not count.
+  compared with the lines below it, where ``...`` stands for anything, and blanks do not count. A container's log may
+  come between any two lines: its JSON is left out.
 - Markdown, ``sh`` blocks: checked for syntax alone; they install things.
 """
 
@@ -26,6 +27,7 @@ from sybil.parsers.rest import DocTestParser
 
 _FILE_NAME = re.compile(r"# ([a-z_]+\.(?:py|toml|txt))\n")
 _LIMIT_S = 110.0
+_EVENT = '{"event": '
 
 
 def _python(example: Example) -> None:
@@ -41,6 +43,8 @@ def _console(example: Example) -> str | None:
     for session in sessions:
         command, _, expected = session.partition("\n")
         printed = _bash(command, example.namespace)
+        if _EVENT not in expected:  # a container's log comes when it comes, also between two lines of the page
+            printed = "\n".join(line for line in printed.splitlines() if not line.startswith(_EVENT))
         flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
         if not doctest.OutputChecker().check_output(expected, printed, flags):
             return f"$ {command}\nwas said to print:\n{expected}\nand printed:\n{printed}"
