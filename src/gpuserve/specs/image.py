@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
 import json
 import sys
 from collections.abc import Callable, Collection, Iterator
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
+
+from pydantic import ConfigDict, ValidationError, validate_call
 
 from gpuserve.exceptions import DeclarationError
 from gpuserve.specs.base import Spec
@@ -33,9 +36,45 @@ from gpuserve.specs.image_lock import LOCKING, inputs_of, lock_faults
 from gpuserve.specs.requirements import requirement_fault
 from gpuserve.specs.secret import SecretSpec
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 __all__ = ["ImageSpec"]
 
 _CUDA_REPOSITORY = "nvidia/cuda"
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _refuse(method: str, faults: list[str]) -> None:
+    if faults:
+        raise DeclarationError(f"ImageSpec.{method}", tuple(faults))
+
+
+def _typed(method: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Where the words of a step cannot even be looked at, tell which of them are of a wrong type."""
+    check = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(method)
+
+    @wraps(method)
+    def step(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return method(*args, **kwargs)
+        except (AttributeError, TypeError):
+            try:
+                return check(*args, **kwargs)
+            except ValidationError as error:
+                wrong = error.errors(include_url=False)
+        names = list(inspect.signature(method).parameters)
+        # a value that fits none of several types is told once
+        faults = {str(one["loc"][:1]): _type_fault(names, one) for one in reversed(wrong)}
+        raise DeclarationError(f"ImageSpec.{method.__name__}", tuple(reversed(faults.values())))
+
+    return step
+
+
+def _type_fault(names: list[str], error: ErrorDetails) -> str:
+    where = [names[min(part, len(names) - 1)] if isinstance(part, int) else str(part) for part in error["loc"][:1]]
+    return f"{'.'.join(where)} got {error['input']!r}; {error['msg'][:1].lower()}{error['msg'][1:]}"
 
 
 class ImageSpec(Spec):
@@ -63,6 +102,7 @@ class ImageSpec(Spec):
     lock: str | None = None
 
     @classmethod
+    @_typed
     def debian(cls, python: str | None = None) -> Self:
         """Debian slim with this Python, by default the one that runs now.
 
@@ -74,6 +114,7 @@ class ImageSpec(Spec):
         return cls(base=Base(kind="debian", python=python))
 
     @classmethod
+    @_typed
     def registry(cls, reference: str, *, python: str | None = None, secret: SecretSpec | None = None) -> Self:
         """An image of a registry, by tag or, better, by digest.
 
@@ -91,6 +132,7 @@ class ImageSpec(Spec):
         return cls(base=Base(kind="registry", reference=reference, python=python, registry_secret=secret))
 
     @classmethod
+    @_typed
     def cuda(cls, version: str, *, python: str = "3.11") -> Self:
         """NVIDIA's CUDA image: a tag such as ``12.8.1-devel-ubuntu22.04``, or ``sha256:…``.
 
@@ -101,6 +143,7 @@ class ImageSpec(Spec):
         return cls.registry(f"{_CUDA_REPOSITORY}{joint}{version}", python=python)
 
     @classmethod
+    @_typed
     def dockerfile(cls, path: str | Path, *, context_dir: str | Path | None = None, python: str | None = None,
                    build_args: dict[str, str] | None = None, secrets: tuple[SecretSpec, ...] = (),
                    registry_secret: SecretSpec | None = None) -> Self:  # fmt: skip
@@ -138,6 +181,7 @@ class ImageSpec(Spec):
         )
         return cls(base=base)
 
+    @_typed
     def apt(self, *packages: str) -> Self:
         """Add Debian packages, ``name`` or ``name=version``.
 
@@ -147,6 +191,7 @@ class ImageSpec(Spec):
         faults = [*_nothing("packages", packages, "'ffmpeg'"), *apt_faults(packages)]
         return self._with("apt", faults, partial(System, packages=packages))
 
+    @_typed
     def pip(self, *requirements: str, index: str | None = None, extra_index: str | None = None, options: str = "",
             secrets: tuple[SecretSpec, ...] = (), gpu: str | None = None) -> Self:  # fmt: skip
         """Add Python packages, each pinned with ``==``, by commit or by digest.
@@ -178,6 +223,7 @@ class ImageSpec(Spec):
         layer = partial(Packages, requirements=requirements, index=index, extra_index=extra_index)
         return self._with("pip", faults, partial(layer, options=options, secrets=secrets, gpu=gpu))
 
+    @_typed
     def uv_sync(self, project_dir: str | Path = ".", *, groups: tuple[str, ...] = (), extras: tuple[str, ...] = (),
                 secrets: tuple[SecretSpec, ...] = ()) -> Self:  # fmt: skip
         """Install what the ``uv.lock`` of a project says, into an environment that has nothing else.
@@ -202,6 +248,7 @@ class ImageSpec(Spec):
             "uv_sync", faults, partial(Sync, project_dir=source, groups=groups, extras=extras, secrets=secrets)
         )
 
+    @_typed
     def run(self, *commands: str, gpu: str | None = None, secrets: tuple[SecretSpec, ...] = ()) -> Self:
         """Run commands while the image is built, with a GPU where the build needs one.
 
@@ -218,6 +265,7 @@ class ImageSpec(Spec):
         ]
         return self._with("run", faults, partial(Shell, commands=commands, gpu=gpu, secrets=secrets))
 
+    @_typed
     def env(self, **values: str) -> Self:
         """Set environment variables.
 
@@ -227,16 +275,19 @@ class ImageSpec(Spec):
         faults = [*_nothing("values", values, "NAME='value'"), *variable_faults("env", values)]
         return self._with("env", faults, partial(Variables, values=values))
 
+    @_typed
     def workdir(self, path: str) -> Self:
         """Set the folder that containers start in."""
         _refuse("workdir", [*path_faults(path)])
         return self.model_copy(update={"working_dir": path})
 
+    @_typed
     def local_file(self, source: str | Path, target: str) -> Self:
         """Attach a file of this machine."""
         faults = [*local_faults("source", str(source), "file"), *path_faults(target)]
         return self._with("local_file", faults, partial(Local, kind="file", source=str(source), target=target))
 
+    @_typed
     def local_dir(self, source: str | Path, target: str, *, ignore: tuple[str, ...] = ()) -> Self:
         """Attach a folder of this machine, without what the *ignore* patterns name."""
         faults = [*local_faults("source", str(source), "dir"), *path_faults(target)]
@@ -245,6 +296,7 @@ class ImageSpec(Spec):
             "local_dir", faults, partial(Local, kind="dir", source=str(source), target=target, ignore=ignore)
         )
 
+    @_typed
     def local_python(self, *modules: str) -> Self:
         """Attach importable modules of this machine."""
         faults = [*_nothing("modules", modules, "'shop'")]
@@ -261,6 +313,7 @@ class ImageSpec(Spec):
         """Allow unpinned packages from here on, for a first try; a draft is not for production."""
         return self.model_copy(update={"is_draft": True})
 
+    @_typed
     def locked(self, path: str | Path) -> Self:
         """Install all Python packages of `pip`, and all that they need, from a lock file, hashes enforced.
 
@@ -307,11 +360,6 @@ class ImageSpec(Spec):
         ordered = self.model_copy(update={"layers": self.ordered_layers()})
         text = json.dumps(ordered.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _refuse(method: str, faults: list[str]) -> None:
-    if faults:
-        raise DeclarationError(f"ImageSpec.{method}", tuple(faults))
 
 
 def _nothing(field: str, given: Collection[str], example: str) -> Iterator[str]:

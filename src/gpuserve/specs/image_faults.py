@@ -115,27 +115,34 @@ def path_faults(path: str) -> Iterator[str]:
         yield f"the path in the container got {path!r}; write an absolute one, as in '/data'"
 
 
+# Too long a path, one with a NUL, and ~ of nobody are no files: os.path says so, pathlib raises.
+def _is_file(path: str) -> bool:
+    return os.path.isfile(os.path.expanduser(path))  # noqa: PTH111, PTH113
+
+
+def _is_folder(path: str) -> bool:
+    return os.path.isdir(os.path.expanduser(path))  # noqa: PTH111, PTH112
+
+
 def local_faults(field: str, source: str, kind: str) -> Iterator[str]:
     """For a file (``file``), a folder (``dir``) or a module (``python``) of this machine."""
     if kind == "python":
         if not _MODULE.fullmatch(source):
             yield f"{field} got {source!r}; write the name of a module, as in 'shop' or 'shop.prices'"
         return
-    path = Path(source).expanduser()
-    if is_here() and not (path.is_file() if kind == "file" else path.is_dir()):
+    if is_here() and not (_is_file(source) if kind == "file" else _is_folder(source)):
         wanted = "a file" if kind == "file" else "a folder"
         yield (
             f"{field} got {source!r}, which is not {wanted} in {Path.cwd()}; "
-            f"write it from the app's own place: Path(__file__).parent / {path.name!r}"
+            f"write it from the app's own place: Path(__file__).parent / {PurePosixPath(source).name!r}"
         )
 
 
 def project_faults(project_dir: str) -> Iterator[str]:
     """For a project that ``uv sync`` installs."""
-    folder = Path(project_dir).expanduser()
     if not is_here():
         return
-    if not (folder / "pyproject.toml").is_file():
+    if not _is_file(f"{project_dir}/pyproject.toml"):
         yield f"project_dir got {project_dir!r}, which has no pyproject.toml; write the folder that has one"
-    elif not (folder / "uv.lock").is_file():
+    elif not _is_file(f"{project_dir}/uv.lock"):
         yield f"project_dir got {project_dir!r}, which has no uv.lock; make one: uv lock --project {project_dir}"

@@ -41,8 +41,9 @@ def lock_faults(path: str, inputs: str) -> Iterator[str]:
     try:
         with Path(path).expanduser().open(encoding="utf-8") as file:
             found = _HEAD.match(file.readline())
-    except OSError as error:
-        yield f"{path!r} cannot be read ({error.strerror}); make it: gpuserve lock FILE.py"
+    except (OSError, RuntimeError, ValueError) as error:  # no path, or no text
+        why = getattr(error, "strerror", None) or error
+        yield f"{path!r} cannot be read ({why}); make it: gpuserve lock FILE.py"
         return
     if found is None:
         yield f"{path!r} is no lock of an image; write it anew: gpuserve lock FILE.py"

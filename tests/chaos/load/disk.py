@@ -144,7 +144,9 @@ class Disk:
         elif event.name == "rename":
             self._change(path, event.paths[1], self.names.get(path))
         else:
-            raise NotImplementedError(event.name)
+            raise ValueError(
+                f"the trace has a call that changes a disk and that this replay does not know: {event.name}"
+            )
 
     def _file(self, path: str) -> Inode:
         return self.names.get(path) or Inode()  # one whose name is gone is nobody's
