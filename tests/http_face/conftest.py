@@ -94,13 +94,15 @@ def read_answer(connection: socket.socket) -> Answer:
         if not part:
             raise ConnectionError("closed within the body")
         body += part
+    patience = connection.gettimeout()
     connection.settimeout(0.5 if headers.get("connection") == "close" else 0.001)
     try:
-        closed = connection.recv(1) == b""
+        closed = connection.recv(1, socket.MSG_PEEK) == b""  # a byte of the next answer stays where it is
     except TimeoutError:
         closed = False
     except ConnectionResetError:
         closed = True
+    connection.settimeout(patience)
     return Answer(int(first.split()[1]), headers, body, closed)
 
 
