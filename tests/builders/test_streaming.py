@@ -109,11 +109,11 @@ def events(url, item):
 @app.local_entrypoint()
 def main():
     teller = Teller()
-    found = {"rpc": list(teller.tell.remote_gen("abc")), "closed": closed.get(timeout=60)}
+    found = {"rpc": list(teller.tell.remote_gen("abc")), "closed": closed.get(timeout=20)}
     pieces = teller.tell.remote_gen("long" * 5000)
     found["first"] = next(pieces)
     pieces.close()
-    found["left"] = closed.get(timeout=60)
+    found["left"] = closed.get(timeout=20)
     found["events"] = events(teller.url, "hi")
     found["broken"] = events(teller.url, "a!")
     found["refused"] = events(teller.url, 3)
