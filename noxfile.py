@@ -16,24 +16,27 @@ nox.options.sessions = ["lint", "types", "tests", "browser"]
 _BIN = Path(sys.executable).parent  # the environment that nox runs in, activated or not
 
 
-def _run(session: nox.Session, tool: str, *arguments: str) -> None:
-    session.run(str(_BIN / tool), *arguments, external=True)
+def _run(session: nox.Session, tool: str, *arguments: str, env: dict[str, str] | None = None) -> None:
+    session.run(str(_BIN / tool), *arguments, external=True, env=env)
 
 
 # A module stays on one worker, and so does its engine. More than there are cores: tests wait for processes, too.
-_WORKERS = ("-n", "3", "--dist", "loadscope")
-_PAGES = ("README.md", "CONTRIBUTING.md", "docs")
+_WORKERS = ("-n", "4", "--dist", "loadscope")
+# Four workers with two threads of torch each spend a third of the models' time in waiting for each other.
+# And hundreds of processes that may keep no bytecode would each compile the same modules.
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
+_PAGES = ("README.md", "CONTRIBUTING.md")
 
 
 def _pytest(run: Callable[..., object], *arguments: str) -> None:
     # a short name: tests put unix sockets below it, whose paths must stay under 108 bytes
     with tempfile.TemporaryDirectory(prefix="gs") as folder:
-        run("-m", "pytest", "-q", *_WORKERS, "--basetemp", f"{folder}/t", *arguments)
+        run("-m", "pytest", "-q", *_WORKERS, "--basetemp", f"{folder}/t", *arguments, env=_ENVIRONMENT)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The commit tier, and every block of the documentation, run as it is written; `conftest.py` says how."""
+    """The commit tier, every docstring, and the README run as it is written; `conftest.py` says how."""
     _pytest(partial(_run, session, "python"), *(session.posargs or ("tests", "src", *_PAGES)))
 
 
@@ -66,20 +69,49 @@ def quickstart(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation alone."""
-    _pytest(partial(_run, session, "python"), *_PAGES, *session.posargs)
+    """Every block of the documentation."""
+    _pytest(partial(_run, session, "python"), *_PAGES, "docs", *session.posargs)
+
+
+@nox.session
+def wide(session: nox.Session) -> None:
+    """Further cases of what the commit tier shows, every page of the documentation, and fine-tuning."""
+    _pytest(partial(_run, session, "python"), "docs")
+    _pytest(partial(_run, session, "python"), "-m", "wide and not heavy and not browser", "tests", *session.posargs)
 
 
 @nox.session
 def browser(session: nox.Session) -> None:
     """The pages in a real Chromium, which is installed if that is allowed."""
-    _run(session, "python", "-m", "pytest", "-q", "-m", "browser", "tests", *session.posargs)
+    _run(
+        session,
+        "python",
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "browser",
+        "-n",
+        "2",
+        "--dist",
+        "loadscope",
+        "tests",
+        *session.posargs,
+    )
 
 
 @nox.session
 def heavy(session: nox.Session) -> None:
     """The full counts: kills, faults and long runs."""
     _run(session, "python", "-m", "pytest", "-q", "-m", "heavy", "--timeout=3600", *session.posargs)
+
+
+@nox.session(venv_backend="venv")
+def train(session: nox.Session) -> None:
+    """Fine-tuning at its full counts, with MLflow's own server and W&B, which it installs."""
+    session.install("-q", "torch==2.13.0")  # on its own first: a CPU's build will do
+    session.install("-q", "-e", ".[test,train,tracking]", "mlflow>=3")
+    session.run("python", "-m", "pytest", "-q", "-m", "heavy", "--timeout=3600", "tests/training", *session.posargs)
 
 
 @nox.session

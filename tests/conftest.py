@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,9 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
 
+# What is collected stays to the end: looking through it for cycles, over and over, is a tenth of a worker's work.
+gc.set_threshold(100_000, 50, 100)
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -46,20 +52,50 @@ def engine() -> Iterator[LocalEngine]:
         yield running
 
 
+class ModalForks:
+    """Runs ``modal ARGS``, each time in a new fork of a process that has imported it; `modal_forks.py` says how."""
+
+    def __init__(self) -> None:
+        here = Path(__file__).with_name("modal_forks.py")
+        self._lock = threading.Lock()
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(here)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __call__(
+        self, *arguments: str, environment: Mapping[str, str], folder: Path, timeout_s: float = 100
+    ) -> subprocess.CompletedProcess[str]:
+        with self._lock, tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as error:
+            wanted = {"arguments": arguments, "environment": {**os.environ, **environment}, "folder": str(folder)}
+            self._process.stdin.write(json.dumps({**wanted, "out": out.name, "error": error.name}) + "\n")
+            self._process.stdin.flush()
+            pid = int(self._process.stdout.readline())
+            late = threading.Timer(timeout_s, os.kill, (pid, signal.SIGKILL))
+            late.start()
+            code = int(self._process.stdout.readline())
+            late.cancel()
+            return subprocess.CompletedProcess(("modal", *arguments), code, out.read().decode(), error.read().decode())
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def modal_forks() -> Iterator[ModalForks]:
+    forks = ModalForks()
+    yield forks
+    forks.close()
+
+
 @pytest.fixture
-def modal_cli(engine: LocalEngine, tmp_path: Path) -> Run:
+def modal_cli(engine: LocalEngine, tmp_path: Path, modal_forks: ModalForks) -> Run:
     """Run ``modal ARGS`` against the engine, in an empty folder."""
 
     def run(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "modal", *arguments],
-            env={**os.environ, **engine.environment, "COLUMNS": "200"},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
+        environment = {**engine.environment, "COLUMNS": "200"}
+        done = modal_forks(*arguments, environment=environment, folder=tmp_path)
         if check:
             assert done.returncode == 0, done.stdout + done.stderr
         return done

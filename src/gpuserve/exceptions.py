@@ -9,6 +9,14 @@ GpuserveError
 │   └── DeadlineError       the request's deadline passed before it was answered
 ├── SecretError             a container was not given what a secret must bring
 ├── BatchError              `predict` broke its contract (wrong number of answers)
+├── BatchRunError           a run of a BatchMapper cannot begin or go on; what is committed is whole
+│   ├── BadInputError       a file or a row of the input cannot be used
+│   ├── OutputMismatchError the output folder belongs to another run
+│   ├── BatchBusyError      another driver is at work on the same output
+│   ├── FencedError         another driver has taken the run over
+│   └── AnswerError         an answer cannot be written in the declared format
+├── JobError                a scheduled job cannot be run, or asked about, as it was
+│   └── LeaseLostError      a run was taken for dead, and another took over
 ├── WeightsError            model weights cannot be fetched, trusted or found
 │   ├── WeightsSourceError  where they come from refused, or is not there
 │   │   └── GatedSourceError        ... until its terms are accepted, or without a token
@@ -17,6 +25,10 @@ GpuserveError
 │   ├── WeightsCorruptError         a snapshot, a manifest or a header is damaged
 │   ├── WeightsNotFoundError        nothing was published yet
 │   └── DiskFullError               no room; what was there before is whole
+├── TrainingError           a fine-tuning cannot begin, go on or be published
+│   ├── DatasetError        rows that cannot be read or learnt from; lists them
+│   └── DivergedError       the loss or the gradient is no number any more
+├── PricesError             prices cannot be read, or are none
 └── EngineError             the local engine could not do what was asked
     ├── StateError          the state folder cannot be used as it is
     ├── ImageMismatchError  an image asks for packages that this interpreter does not have
@@ -31,21 +43,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 __all__ = [
+    "AnswerError",
+    "BadInputError",
+    "BatchBusyError",
     "BatchError",
+    "BatchRunError",
     "ChecksumMismatchError",
+    "DatasetError",
     "DeadlineError",
     "DeclarationError",
     "DiskFullError",
+    "DivergedError",
     "EngineError",
+    "FencedError",
     "GatedSourceError",
     "GpuserveError",
     "ImageMismatchError",
+    "JobError",
+    "LeaseLostError",
+    "OutputMismatchError",
     "PortInUseError",
+    "PricesError",
     "QueueFullError",
     "RegistrationError",
     "RequestError",
     "SecretError",
     "StateError",
+    "TrainingError",
     "UnsafeWeightsError",
     "WeightsCorruptError",
     "WeightsError",
@@ -137,6 +161,53 @@ class SecretError(GpuserveError):
 
 class BatchError(GpuserveError):
     """A batched method broke its contract, e.g. answered 3 items with 2 values."""
+
+
+class BatchRunError(GpuserveError):
+    """A run of a `BatchMapper` cannot begin or go on; what is committed is whole."""
+
+
+class BadInputError(BatchRunError, ValueError):
+    """Input that cannot be used, where that was declared to stop the run.
+
+    Attributes:
+        source: The file, or the name of what brings the items.
+        where: The row or the byte.
+        reason: What is wrong, and what to do.
+    """
+
+    def __init__(self, source: str, where: str, reason: str) -> None:
+        """Name the place and the fault."""
+        self.source, self.where, self.reason = source, where, reason
+        super().__init__(f"{source}{f' {where}' if where else ''}: {reason}")
+
+    def __reduce__(self) -> tuple[type[BadInputError], tuple[str, str, str]]:
+        """Pickle by all three fields."""
+        return type(self), (self.source, self.where, self.reason)
+
+
+class OutputMismatchError(BatchRunError):
+    """The output folder belongs to another run; the message says what differs, and how to go on."""
+
+
+class BatchBusyError(BatchRunError):
+    """Another driver is at work on the same output."""
+
+
+class FencedError(BatchRunError):
+    """Another driver has taken the run over while this one stood still; it must not commit, and has not."""
+
+
+class AnswerError(BatchRunError):
+    """An answer cannot be written in the declared format."""
+
+
+class JobError(GpuserveError):
+    """A scheduled job cannot be run, or asked about, as it was; the message says what can be."""
+
+
+class LeaseLostError(JobError):
+    """A run was taken for dead, and another run for the same time took over; this one must not go on."""
 
 
 class WeightsError(GpuserveError):
@@ -238,6 +309,56 @@ class DiskFullError(WeightsError):
     def __reduce__(self) -> tuple[type[DiskFullError], tuple[str, int, int]]:
         """Pickle by all three fields."""
         return type(self), (self.path, self.need, self.free)
+
+
+class TrainingError(GpuserveError):
+    """A fine-tuning cannot begin, go on or be published; the message says what to change."""
+
+
+class DatasetError(TrainingError, ValueError):
+    """Rows cannot be read, or there is nothing in them to learn from.
+
+    Attributes:
+        where: The dataset.
+        faults: One sentence a row, the first of them.
+    """
+
+    def __init__(self, where: str, faults: Sequence[str]) -> None:
+        """Name the dataset, the rows and what is wrong with each."""
+        self.where, self.faults = where, tuple(faults)
+        lines = "\n".join(f"  - {fault}" for fault in self.faults)
+        super().__init__(f"{where} cannot be trained on:\n{lines}")
+
+    def __reduce__(self) -> tuple[type[DatasetError], tuple[str, tuple[str, ...]]]:
+        """Pickle by both fields."""
+        return type(self), (self.where, self.faults)
+
+
+class DivergedError(TrainingError):
+    """The loss or the gradient is NaN or infinite: training stopped before that step changed anything.
+
+    Attributes:
+        step: The step that could not be done, from 1.
+        quantity: What is no number: ``loss``, ``grad_norm`` or ``weights``.
+        kept: The step of the last good checkpoint, which is kept; ``None`` if there is none.
+    """
+
+    def __init__(self, step: int, quantity: str, kept: int | None = None) -> None:
+        """Name the step, what is no number, and what is kept."""
+        self.step, self.quantity, self.kept = step, quantity, kept
+        last = f"the checkpoint of step {kept} is kept" if kept is not None else "there was no checkpoint yet"
+        super().__init__(
+            f"{quantity} is not finite at step {step}: training stopped before it changed the weights; {last}. "
+            f"Lower learning_rate, raise warmup_steps, or look at the rows of that step; begin a new run"
+        )
+
+    def __reduce__(self) -> tuple[type[DivergedError], tuple[int, str, int | None]]:
+        """Pickle by all three fields."""
+        return type(self), (self.step, self.quantity, self.kept)
+
+
+class PricesError(GpuserveError):
+    """Prices cannot be asked for, or are no amounts of money; the message says what works instead."""
 
 
 class EngineError(GpuserveError):

@@ -63,6 +63,12 @@ def test_the_builders_load_no_torch_no_engine_and_no_web_framework():
     assert [name for name in loaded if name.split(".")[0] in heavy or name.startswith(heavy)] == []
 
 
+def test_an_engine_starts_without_the_client_that_it_serves():
+    program = "import sys, json, gpuserve.engine.__main__; print(json.dumps(sorted(sys.modules)))"
+    loaded = json.loads(subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout)
+    assert [name for name in loaded if name.split(".")[0] in {"modal", "synchronicity", "torch"}] == []
+
+
 def test_private_names_of_modal_stand_in_one_file():
     for path, tree in TREES.items():
         for node in ast.walk(tree):

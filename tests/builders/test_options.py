@@ -206,6 +206,13 @@ def test_options_for_a_call_keep_the_budget_together_with_the_class_itself():
         served.with_options(gpu="H100")
 
 
+def test_options_upon_options_keep_the_budget_with_all_that_was_chosen_before():
+    served = register(gpu="L4", budget=gpuserve.Budget(max_usd_per_hour=6))
+    on_h100 = served.with_options(gpu="H100")
+    with pytest.raises(gpuserve.DeclarationError, match=r"budget allows \$6\.00 an hour and this is up to \$16"):
+        on_h100.with_options(max_containers=4)
+
+
 @pytest.mark.parametrize("name", ["local", "web", "url", "submit_many", "_gpuserve_hidden", "with_options"])
 def test_names_that_are_ours_are_refused(name):
     with pytest.raises(gpuserve.DeclarationError, match=f"{name} is a name of gpuserve's own"):

@@ -68,7 +68,7 @@ def test_a_marker_on_the_wrong_kind_of_function_is_refused():
 
 
 APP = """
-import json, urllib.error, urllib.request
+import asyncio, contextlib, json, urllib.error, urllib.request
 import modal, gpuserve
 from collections.abc import Iterator
 
@@ -82,13 +82,15 @@ class Teller(gpuserve.WarmModelServer):
 
     @gpuserve.streaming
     def tell(self, item: str) -> Iterator[str]:
+        made = 0
         try:
-            for place, letter in enumerate(item):
+            for letter in item:
                 if letter == "!":
                     raise RuntimeError("secret internals")
+                made += 1
                 yield letter
         finally:
-            closed.put(item[:3])
+            closed.put([item[:3], made])
 
     @gpuserve.batched
     def predict(self, batch: list[str]) -> list[str]:
@@ -114,6 +116,13 @@ def main():
     found["first"] = next(pieces)
     pieces.close()
     found["left"] = closed.get(timeout=20)
+
+    async def leave():
+        async with contextlib.aclosing(teller.tell.remote_gen.aio("LONG" * 5000)) as pieces:
+            return await anext(pieces)
+
+    found["first"] += asyncio.run(leave())
+    found["left"] += closed.get(timeout=20)
     found["events"] = events(teller.url, "hi")
     found["broken"] = events(teller.url, "a!")
     found["refused"] = events(teller.url, 3)
@@ -124,8 +133,10 @@ def main():
 def test_a_registered_server_streams_over_rpc_and_http(modal_cli, run_app):
     modal_cli("secret", "create", "stream-keys", f"GPUSERVE_API_KEYS=ci:{KEY}")
     found = run_app(APP.replace("KEY", KEY))
-    assert (found["rpc"], found["closed"]) == (["a", "b", "c"], "abc")
-    assert (found["first"], found["left"]) == ("l", "lon")
+    assert (found["rpc"], found["closed"]) == (["a", "b", "c"], ["abc", 3])
+    text, made, by_aio, made_for_aio = found["left"]
+    assert (found["first"], text, by_aio) == ("lL", "lon", "LON")
+    assert max(made, made_for_aio) < 20_000, "the call goes on though nobody reads it"
     kind, said = found["events"]
     assert kind.startswith("text/event-stream")
     assert said == [["message", {"output": "h"}], ["message", {"output": "i"}], ["done", {}]]

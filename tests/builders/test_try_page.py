@@ -10,6 +10,8 @@ from selenium.webdriver.chrome.service import Service as Driver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
+pytestmark = pytest.mark.wide
+
 KEY = "0123456789abcdef0123456789"
 APP = """
 import modal, gpuserve

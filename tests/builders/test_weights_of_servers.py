@@ -45,6 +45,7 @@ def flip_a_bit(path, place):
 
 
 def test_load_is_told_the_folder_of_verified_weights(source):
+    pytest.importorskip("torch", reason="the models extra is not installed")
     server_class = scaler(source)
     server_class.weights.fetch()
     with server_class.local() as server:

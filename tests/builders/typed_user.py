@@ -29,3 +29,12 @@ assert_type(server.predict.local(["a"]), Sequence[int])
 with Lengths.local() as here:
     assert_type(here, Lengths)
 server.predict.remote(3)  # type: ignore[arg-type] # a wrong item is an error: an ignore that is not needed is one, too
+
+# what is read and where answers go, as it is written everywhere: the path first
+gpuserve.Jsonl("docs/*.jsonl", id_field="id", input_field="text", encoding="latin-1")
+gpuserve.Csv(["a.csv", "b.csv"], delimiter=";")
+gpuserve.Parquet("docs.parquet", id_field="url")
+gpuserve.HfDataset("imdb", split="train", input_field="text")
+gpuserve.Items(lambda: iter("ab"), name="letters")
+gpuserve.Shards("embeddings", format="parquet", volume="results")
+gpuserve.Jsonl("docs.jsonl", encodin="latin-1")  # type: ignore[call-arg] # no field of that name

@@ -57,14 +57,16 @@ class Made:
         return reply.value if reply.found else None
 
     def blocks(self, *contents):
-        return [api_pb2.VolumePutFiles2Request.Block(contents_sha256=hashlib.sha256(one).digest()) for one in contents]
+        """What the client says of blocks: their digests, without the zeros that they end in."""
+        digests = [hashlib.sha256(one.rstrip(b"\0")).digest() for one in contents]
+        return [api_pb2.VolumePutFiles2Request.Block(contents_sha256=digest) for digest in digests]
 
     def upload(self, ident, **contents):
         """The request that puts these files into a volume, whose blocks have been sent."""
         files = [File(path=f"d/{name}", size=len(one), blocks=self.blocks(one)) for name, one in contents.items()]
         fields = {"volume_id": ident, "files": files, "disallow_overwrite_existing_files": True}
         for missing in self.rpc("VolumePutFiles2", **fields).missing_blocks:
-            data = list(contents.values())[missing.file_index]
+            data = list(contents.values())[missing.file_index].rstrip(b"\0")
             with urllib.request.urlopen(urllib.request.Request(missing.put_url, method="PUT", data=data), timeout=10):
                 pass
         return fields
@@ -150,6 +152,7 @@ def app_publish(made):
     state = api_pb2.APP_STATE_DEPLOYED
     fields = {"app_id": app.app_id, "name": name, "app_state": state, "function_ids": {"f": function}}
     made.rpc("AppPublish", **fields)
+    made.rpc("FunctionCreate", app_id=app.app_id, function=definition)
 
     def versions():
         history = made.rpc("AppDeploymentHistory", app_id=app.app_id).app_deployment_histories

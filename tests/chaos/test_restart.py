@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 from grpclib import GRPCError, Status
 
+from gpuserve.engine.protocol import api_pb2
 from gpuserve.engine.session import Session
 
 CREATE = 1
@@ -35,6 +36,42 @@ def test_a_client_finds_what_it_stored_under_the_address_it_knew_before_the_kill
     left = engine.home / "session.json"
     assert stat.S_IMODE(left.stat().st_mode) == 0o600
     assert stat.S_IMODE((engine.home / "run").stat().st_mode) == 0o700
+
+
+def test_a_deployment_that_a_kill_cuts_in_two_is_whole_and_none_is_made_of_anothers_definitions(engine):
+    engine.start()
+    app = engine.rpc("AppGetOrCreate", app_name="shelf", object_creation_type=CREATE).app_id
+
+    def send(name, code):
+        definition = api_pb2.Function(function_name=name, module_name="m", function_serialized=code)
+        return engine.rpc("FunctionCreate", app_id=app, function=definition).function_id
+
+    def publish(tag, **ids):
+        named = {"app_id": app, "name": "shelf", "deployment_tag": tag, "app_state": api_pb2.APP_STATE_DEPLOYED}
+        engine.rpc("AppPublish", **named, **ids)
+
+    def in_force():
+        history = engine.rpc("AppDeploymentHistory", app_id=app).app_deployment_histories
+        found = engine.rpc("AppGetLayout", app_id=app).app_layout.function_ids
+        codes = {name: engine.rpc("FunctionGetSerialized", function_id=one) for name, one in found.items()}
+        return {name: one.function_serialized for name, one in codes.items()}, history[0].tag
+
+    ids = {"f": send("f", b"one")}
+    publish("v1", function_ids=ids)
+    send("f", b"two")
+    ids |= {"g": send("g", b"new"), "C.*": send("C.*", b"class")}
+    classes = {"C": engine.rpc("ClassCreate", app_id=app).class_id}
+    engine.kill()
+    engine.start()
+    assert in_force() == ({"f": b"one"}, "v1")
+    publish("v2", function_ids=ids, class_ids=classes)
+    assert in_force() == ({"f": b"two", "g": b"new", "C.*": b"class"}, "v2")
+
+    with pytest.raises(GRPCError, match=r"'shelf' says of C\.\*, f, g is not here any more: .* \(version 2\)"):
+        publish("another", function_ids=ids, class_ids=classes)
+    with pytest.raises(GRPCError, match="cs-unknown were not created"):
+        publish("another", function_ids=ids, class_ids={"C": "cs-unknown"})
+    assert in_force()[1] == "v2"
 
 
 def test_a_stop_ends_what_a_kill_hands_on(engine):

@@ -1,5 +1,6 @@
 """Apps that cannot run as written: one clear error, the exit code, and nothing of it left behind."""
 
+import json
 import subprocess
 import sys
 
@@ -8,6 +9,8 @@ import pytest
 from gpuserve.engine.state.declarations import GPU_TYPES
 from gpuserve.specs.gpu import CATALOGUE
 
+pytestmark = pytest.mark.wide
+
 HEAD = "import modal\napp = modal.App('bad')\n"
 OTHER = "other = modal.App('other')\n@other.function()\ndef g(): pass\n"
 FUNCTION = "@app.function({})\ndef f(): return 1\n"
@@ -15,6 +18,10 @@ FUNCTION = "@app.function({})\ndef f(): return 1\n"
 
 def app(arguments="", below=""):
     return HEAD + FUNCTION.format(arguments) + below
+
+
+def heavy(*values):
+    return pytest.param(*values, marks=pytest.mark.heavy)
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +53,17 @@ def plain_modal(cli, *arguments):
     ("source", "command", "words"),
     [
         ("import modal\napp = modal.App('x'\n", "run", ["SyntaxError", "was never closed", "bad.py:2"]),
-        ("import modal\n1 / 0\n", "run", ["ZeroDivisionError", "bad.py:2"]),
-        ("import modal\nimport no_such_module\n", "run", ["ModuleNotFoundError", "no_such_module"]),
-        ("x = 1\n", "run", ["bad.py", "no entrypoints"]),
-        (
+        heavy("import modal\n1 / 0\n", "run", ["ZeroDivisionError", "bad.py:2"]),
+        heavy("import modal\nimport no_such_module\n", "run", ["ModuleNotFoundError", "no_such_module"]),
+        heavy("x = 1\n", "run", ["bad.py", "no entrypoints"]),
+        heavy(
             app(below="other = modal.App('other')\n@other.function()\ndef g(): pass\n"),
             "run",
             ["bad.py::f", "- f", "- g"],
         ),
         (app(), "run bad.py::nope", ["Could not find 'nope'", "- f"]),
         (None, "run missing.py", ["No such file", "missing.py"]),
-        ("import modal\none = modal.App('one')\ntwo = modal.App('two')\n", "deploy", ["bad"]),
+        heavy("import modal\none = modal.App('one')\ntwo = modal.App('two')\n", "deploy", ["bad"]),
     ],
     ids=["syntax", "raises", "import", "no app", "two apps", "no function", "no file", "two to deploy"],
 )
@@ -73,34 +80,48 @@ def test_what_modal_refuses_before_it_asks_us_is_modals_alone(source, command, w
     assert "gpuserve" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (
-            'secrets=[modal.Secret.from_name("absent")]',
-            ["secret 'absent' does not exist in environment 'main'", "modal secret create absent KEY=VALUE"],
-        ),
-        (
-            'secrets=[modal.Secret.from_name("half", required_keys=["A", "B"])]',
-            ["secret 'half' lacks the required keys: B", "modal secret create --force half A=VALUE B=VALUE"],
-        ),
-        ('gpu="H9000"', ["gpu got 'H9000'", ", ".join(GPU_TYPES), "did you mean H200?"]),
-        ('gpu=["H100", "A10:8"]', ["gpu got 'A10:8'", "1 to 4"]),
-        ('gpu="T4:0"', ["gpu got 'T4:0'", "1 to 8"]),
-        (
-            'schedule=modal.Cron("61 99 * * *")',
-            ["Cron('61 99 * * *')", "minute got 61, and 0 to 59 is allowed", "hour got 99, and 0 to 23 is allowed"],
-        ),
-        ('schedule=modal.Cron("0 0 30 2 *")', ["it never comes", "day 30"]),
-        ('schedule=modal.Cron("* * * *")', ["4 fields", "minute, hour, day of month, month, day of week"]),
-        ('schedule=modal.Cron("0 0 * * *", timezone="Mars/Phobos")', ["time zone 'Mars/Phobos' is not known", "IANA"]),
-        ('schedule=modal.Cron("0 0 * * *", timezone="Europe/Berln")', ["did you mean Europe/Berlin?"]),
-        ("schedule=modal.Period()", ["Period: it is 0 s long", "1 s or more"]),
-        ('schedule=modal.Period(days=-1, seconds=float("nan"))', ["days got -1", "seconds got nan"]),
-        ('schedule=modal.Cron("99 * * * *"), gpu="X"', ["gpu got 'X'", "minute got 99"]),
-    ],
-)
-def test_what_cannot_run_as_declared_is_refused_with_all_its_faults(arguments, words, kept):
+REFUSED = [
+    (
+        'secrets=[modal.Secret.from_name("absent")]',
+        ["secret 'absent' does not exist in environment 'main'", "modal secret create absent KEY=VALUE"],
+    ),
+    (
+        'secrets=[modal.Secret.from_name("half", required_keys=["A", "B"])]',
+        ["secret 'half' lacks the required keys: B", "modal secret create --force half A=VALUE B=VALUE"],
+    ),
+    ('gpu="H9000"', ["gpu got 'H9000'", ", ".join(GPU_TYPES), "did you mean H200?"]),
+    ('gpu=["H100", "A10:8"]', ["gpu got 'A10:8'", "1 to 4"]),
+    ('gpu="T4:0"', ["gpu got 'T4:0'", "1 to 8"]),
+    (
+        'schedule=modal.Cron("61 99 * * *")',
+        ["Cron('61 99 * * *')", "minute got 61, and 0 to 59 is allowed", "hour got 99, and 0 to 23 is allowed"],
+    ),
+    ('schedule=modal.Cron("0 0 30 2 *")', ["it never comes", "day 30"]),
+    ('schedule=modal.Cron("* * * *")', ["4 fields", "minute, hour, day of month, month, day of week"]),
+    ('schedule=modal.Cron("0 0 * * *", timezone="Mars/Phobos")', ["time zone 'Mars/Phobos' is not known", "IANA"]),
+    ('schedule=modal.Cron("0 0 * * *", timezone="Europe/Berln")', ["did you mean Europe/Berlin?"]),
+    ("schedule=modal.Period()", ["Period: it is 0 s long", "1 s or more"]),
+    ('schedule=modal.Period(days=-1, seconds=float("nan"))', ["days got -1", "seconds got nan"]),
+    ('schedule=modal.Cron("99 * * * *"), gpu="X"', ["gpu got 'X'", "minute got 99"]),
+]
+DEPLOY_EACH = """
+import json, modal, sys
+told = []
+for number, arguments in enumerate(json.load(sys.stdin)):
+    app = modal.App(f"bad-{number}")
+    try:
+        app.function(serialized=True, **eval(f"dict({arguments})"))(lambda: 1)
+        app.deploy()
+    except modal.exception.Error as error:
+        told.append(str(error))
+    else:
+        told.append("accepted")
+print(json.dumps(told))
+"""
+
+
+@pytest.mark.parametrize(("arguments", "words"), [REFUSED[0], REFUSED[-1]])
+def test_what_cannot_run_as_declared_is_one_error_with_all_its_faults_at_the_shell(arguments, words, kept):
     kept.write("bad.py", app(arguments))
 
     told = kept.refused("local", "deploy", "bad.py", code=1)
@@ -110,21 +131,42 @@ def test_what_cannot_run_as_declared_is_refused_with_all_its_faults(arguments, w
     assert "bad" not in names(kept)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
+def deployed_each(kept, declarations):
+    """What one program was told of each of several apps."""
+    environment = kept.environment(**kept.json("local", "env"))
+    done = subprocess.run(
+        [sys.executable, "-c", DEPLOY_EACH],
+        input=json.dumps(declarations),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_every_declaration_that_cannot_run_is_refused_by_its_faults(kept):
+    told = deployed_each(kept, [arguments for arguments, _words in REFUSED])
+
+    missing = {
+        arguments: (word, text)
+        for (arguments, words), text in zip(REFUSED, told, strict=True)
+        for word in words
+        if word not in text
+    }
+    assert missing == {}
+    assert [name for name in names(kept) if name.startswith("bad")] == []
+
+
+def test_what_modal_accepts_is_accepted(kept):
+    accepted = [
         'schedule=modal.Cron("*/15 9-17 1,15 jan-mar mon-fri", timezone="America/New_York")',
         'schedule=modal.Cron("0 0 29 2 sun")',
         "schedule=modal.Period(months=1, seconds=0.5)",
         'gpu=["h100!:2", "b200+", "a10g", "rtx-pro-6000"]',
-    ],
-)
-def test_what_modal_accepts_is_accepted(arguments, kept):
-    kept.write("good.py", app(arguments).replace("'bad'", "'good'"))
-
-    kept("local", "deploy", "good.py")
-
-    assert "good" in names(kept)
+    ]
+    assert deployed_each(kept, accepted) == ["accepted"] * 4
 
 
 def test_a_bad_new_version_leaves_the_old_one_in_force(kept):

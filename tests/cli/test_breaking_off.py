@@ -8,6 +8,8 @@ import urllib.request
 
 import pytest
 
+pytestmark = pytest.mark.wide
+
 SLOW = """
 import time
 import modal
@@ -131,7 +133,7 @@ def test_a_command_that_joined_goes_on_when_the_one_that_started_the_engine_is_b
     assert cli.processes() == []
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(20, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.heavy)])
 def test_commands_started_at_once_share_one_engine_and_all_succeed(count, cli):
     cli.write_app()
     running = [cli.start("local", "run", "kept.py") for _ in range(count)]

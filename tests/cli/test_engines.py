@@ -11,6 +11,8 @@ import pytest
 from gpuserve.engine import LocalEngine
 from gpuserve.exceptions import EngineError, PortInUseError
 
+pytestmark = pytest.mark.wide
+
 
 def test_a_second_engine_on_the_folder_is_refused_with_the_pid_of_the_first(up, error_of):
     pid = up.json("local", "status")["pid"]

@@ -9,6 +9,8 @@ import pytest
 from gpuserve.engine.store import Store
 from gpuserve.exceptions import StateError
 
+pytestmark = pytest.mark.wide
+
 
 def settle(state):
     """Move everything from the log into the file, as an engine that ends by itself does."""

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.wide
+
 
 @pytest.fixture
 def mounted(tmp_path):

@@ -185,10 +185,10 @@ app = modal.App("together")
 
 class Crowd:
     now = peak = 0
-    async def join(self):
+    async def join(self, stay_s=0.2):
         self.now += 1
         self.peak = max(self.peak, self.now)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(stay_s)
         self.now -= 1
         return [self.peak, os.environ["MODAL_TASK_ID"]]
 crowd = Crowd()
@@ -203,7 +203,7 @@ async def press(x): return await crowd.join()
 
 @app.function(max_containers=4)
 @modal.concurrent(max_inputs=10, target_inputs=2)
-async def spread(x): return await crowd.join()
+async def spread(x): return await crowd.join(2)  # long enough for a third container on a busy machine
 
 @app.function()
 async def alone(x): return await crowd.join()

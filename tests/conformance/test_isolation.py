@@ -21,6 +21,8 @@ import gpuserve
 from gpuserve.engine import LocalEngine
 from gpuserve.exceptions import EngineError
 
+pytestmark = pytest.mark.wide
+
 NOBODY = 65534
 # Closed folders (mode 0700) may hold the interpreter or the checkout: a mount namespace opens them for this process.
 AS_NOBODY = """

@@ -62,12 +62,13 @@ def test_the_logs_of_a_deployed_app_are_followed_found_again_and_outlive_it(prog
         greet.remote()
         found["of a call"] = len(list(call.logs.tail(100)))
         found["of a function"] = [one.message for one in speak.logs.tail(2, source="stderr")]
-        wait.spawn()
+        waiting = wait.spawn()
         go, found["pieces"] = modal.Queue.from_name("go", create_if_missing=True), []
         for entry in wait.logs.stream():
             found["pieces"].append(entry.message)
             if entry.message == "first": go.put(1)  # its line has not ended yet
             if "last" in entry.message: break
+        waiting.get()  # or the stop cancels it, which the log tells last
         found["all"] = logs()
         found["--function-call"] = logs("--function-call", call.object_id)
         found["--source"] = logs("--source", "stderr", "--function", speak.object_id, "--show-container-id")

@@ -20,6 +20,8 @@ from gpuserve.engine.workers.interpreters import find_interpreter
 from gpuserve.engine.workers.venvs import Venvs, find_uv
 from gpuserve.exceptions import EngineError
 
+pytestmark = pytest.mark.wide
+
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -299,6 +301,7 @@ def test_a_secret_of_the_build_is_there_for_the_build_and_in_nothing_that_it_lea
         assert not one.is_file() or b"planted-canary" not in one.read_bytes()
 
 
+@pytest.mark.heavy
 def test_a_build_that_is_killed_midway_leaves_nothing_that_counts_and_is_done_again(tmp_path):
     package, venvs, gate = tmp_path / "package", tmp_path / "venvs", tmp_path / "gate"
     package.mkdir()

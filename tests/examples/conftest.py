@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,22 +25,16 @@ def _load(name: str, path: Path) -> Any:
 
 
 examples_sent = _load("examples_sent", HERE / "sent.py")
+_load("examples_postgres", HERE / "postgres.py")
 
 
 @pytest.fixture
-def example(engine):
+def example(engine, modal_forks):
     """Run ``modal ARGS`` in the folder of an example, against the engine."""
 
     def run(folder: str, *arguments: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "modal", *arguments],
-            env={**os.environ, **engine.environment, **environment, "COLUMNS": "200"},
-            cwd=EXAMPLES / folder,
-            capture_output=True,
-            text=True,
-            timeout=900,
-            check=False,
-        )
+        whole = {**engine.environment, **environment, "COLUMNS": "200"}
+        done = modal_forks(*arguments, environment=whole, folder=EXAMPLES / folder, timeout_s=900)
         if check:
             assert done.returncode == 0, done.stdout + done.stderr
         return done

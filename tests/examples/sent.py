@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import re
 from typing import Any
 
@@ -100,8 +99,7 @@ def _layer(core: Any, layer: Any) -> dict[str, Any]:
 
 def _unversioned(line: str) -> str:
     for name in OWN:
-        version = re.escape(importlib.metadata.version(name))
-        line = re.sub(rf"(?<![\w-]){name}=={version}(?![\w.])", f"{name}==(installed here)", line)
+        line = re.sub(rf"(?<![\w-]){name}==[\w.+]+", f"{name}==(installed here)", line)
     return line
 
 

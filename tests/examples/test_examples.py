@@ -16,6 +16,8 @@ import pytest
 
 from gpuserve.engine import LocalEngine
 
+pytestmark = pytest.mark.wide
+
 KEY = "0123456789abcdef0123"
 BEARER = {"Authorization": f"Bearer {KEY}"}
 
@@ -112,6 +114,14 @@ def test_weights_are_fetched_once_into_a_volume_and_served_from_it_offline(engin
     done = example("weights_volume", "run", "app.py", "--text", "a text")
     assert "384 numbers" in done.stdout
     assert sent < 1.5 * sum(map(len, files.values()))
+
+
+@pytest.mark.heavy
+def test_containers_of_a_map_annotate_each_text_once_and_count_together(engine, example):
+    done = example("shared_state", "run", "app.py")
+    assert "annotated: 10 of 30" in done.stdout
+    assert "tokens: 30" in done.stdout
+    assert "30 of 30" in done.stdout
 
 
 ASSUMED = """<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><AssumeRoleResult><Credentials>

@@ -16,6 +16,8 @@ from examples_sent import Recorder
 
 from gpuserve.engine import LocalEngine
 
+pytestmark = pytest.mark.wide
+
 GOLDEN = Path(__file__).parent / "golden"
 KEY = "GPUSERVE_API_KEYS=me:0123456789abcdef0123"
 SECRETS = {
@@ -33,6 +35,7 @@ APPS = {
     "embedding_endpoint": "embedding-service",
     "inference_api": "ml-inference-api",
     "secrets": "secrets",
+    "fine_tune": "fine-tuning",
 }
 
 

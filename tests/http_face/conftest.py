@@ -44,9 +44,14 @@ class Answer:
 class Served:
     """A server that listens on loopback."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, thread: Any) -> None:
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
+        self.thread = thread
+
+    def stop(self) -> None:
+        """Have it leave, as SIGTERM does to a container."""
+        self.thread.stop()
 
     @contextlib.contextmanager
     def connection(self, timeout: float = 30) -> Iterator[socket.socket]:
@@ -123,6 +128,6 @@ def serving(cls: type[WarmModelServer], http: Http, keys: str = f"ci:{KEY},ops:{
         thread = HttpThread(runtime, http.model_copy(update={"transport": "server", "port": port}), server.routes)
         thread.start()
         try:
-            yield Served(port)
+            yield Served(port, thread)
         finally:
             thread.stop()

@@ -12,6 +12,8 @@ import pytest
 from gpuserve.runtime.telemetry import alerts
 from gpuserve.runtime.telemetry.alerts import AlertSender, LocalSlots, WebhookError
 
+pytestmark = pytest.mark.wide
+
 
 class Receiver:
     """A Slack-compatible webhook on loopback; each answer is what was put in *answers*, 200 after that."""

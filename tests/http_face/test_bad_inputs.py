@@ -14,6 +14,8 @@ from gpuserve import Http
 from .conftest import KEY, OTHER_KEY, serving
 from .served import LIMIT, Echo
 
+pytestmark = pytest.mark.wide
+
 
 @pytest.fixture(scope="module")
 def served():

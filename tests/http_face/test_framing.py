@@ -16,6 +16,8 @@ from gpuserve import Http
 from .conftest import KEY, read_answer, serving
 from .served import Echo
 
+pytestmark = pytest.mark.wide
+
 protocol = pytest.importorskip("gpuserve.runtime.http.protocol")
 
 

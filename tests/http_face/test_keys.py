@@ -15,6 +15,8 @@ from gpuserve.runtime.http.rate_limit import RateLimit
 from .conftest import KEY, OTHER_KEY, serving
 from .served import Echo
 
+pytestmark = pytest.mark.wide
+
 
 def digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()

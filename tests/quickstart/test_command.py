@@ -26,7 +26,7 @@ ELSEWHERE = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory):
+def start(tmp_path_factory, _models):
     """Start the command: its process, and the folder that it may leave nothing in."""
     started = []
 
@@ -106,7 +106,7 @@ def test_without_a_terminal_there_is_no_progress_to_be_seen(served):
     assert "\r" not in err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.heavy)])
 def test_a_signal_in_the_cold_start_ends_everything(start, number):
     process, folder = start("--limit", "30")
     engine = psutil.Process(process.pid)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import numpy as np
-import openai
 import pytest
 
 from gpuserve.quickstart.app import INDEX, index, write_index
@@ -32,6 +31,8 @@ def reference(service, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(service):
+    import openai  # a second and a half, which only one worker need wait
+
     with openai.OpenAI(base_url=f"{service.url}/v1", api_key=service.key, max_retries=0) as client:
         yield client
 
@@ -88,6 +89,8 @@ def test_a_vector_does_not_depend_on_the_batch_that_it_was_made_in(service, clie
 
 
 def test_what_openais_client_must_not_send_is_refused_in_its_own_errors(service, client):
+    import openai
+
     with (
         openai.OpenAI(base_url=f"{service.url}/v1", api_key="wrong" * 8, max_retries=0) as stranger,
         pytest.raises(openai.AuthenticationError, match="Authorization: Bearer KEY"),

@@ -14,9 +14,9 @@ import huggingface_hub.file_download
 import huggingface_hub.hf_api  # noqa: F401
 from huggingface_hub import constants
 
+from gpuserve.runtime.lease import FileLease, NoLease
 from gpuserve.runtime.ports import PlainFolder
 from gpuserve.runtime.weights.fetch import FetchRun
-from gpuserve.runtime.weights.lease import FileLease, NoLease
 from gpuserve.runtime.weights.store import WeightsStore
 from gpuserve.specs.source import HubSource
 

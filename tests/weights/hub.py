@@ -129,7 +129,8 @@ class _Handler(BaseHTTPRequestHandler):
         return found if found in self.hub.commits else None
 
     def api(self, path: str) -> None:
-        repo, verb, revision = ("/".join(path.split("/")[:2]), path.split("/")[2], "/".join(path.split("/")[3:]))
+        owner, name, verb, revision, *folder = path.split("/")
+        repo = f"{owner}/{name}"
         if repo != REPO:
             return self.refuse(404, "RepoNotFound")
         commit = self.commit_of(revision)
@@ -140,8 +141,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self.say(
                 {"id": repo, "modelId": repo, "sha": commit, "private": False, "siblings": siblings, "tags": []}
             )
+        below = "".join(f"{part}/" for part in folder)
+        found = {name: data for name, data in self.hub.commits[commit].items() if name.startswith(below)}
+        if not found:
+            return self.refuse(404, "EntryNotFound")
         listed = list(self.hub.extra_entries)
-        for name, data in self.hub.commits[commit].items():
+        for name, data in found.items():
             entry: dict[str, object] = {"type": "file", "path": name, "size": len(data), "oid": git_oid(data)}
             if name.endswith(LFS):
                 entry["lfs"] = {"oid": sha256(data), "size": len(data), "pointerSize": 134}

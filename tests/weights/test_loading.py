@@ -3,15 +3,21 @@
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 import gpuserve
 from gpuserve.runtime.loading import load_into, load_safetensors
 
 
+@pytest.fixture(scope="module")
+def torch():
+    """Imported by the first test: every worker imports this file, and one runs it."""
+    return pytest.importorskip("torch", reason="the models extra is not installed")
+
+
 @pytest.fixture
-def saved(tmp_path):
+def saved(tmp_path, torch):
+    from safetensors.torch import save_file
+
     torch.manual_seed(7)
     model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.LayerNorm(128))
     state = model.state_dict()
@@ -29,7 +35,7 @@ def mapped_at(address):
     return ""
 
 
-def test_tensors_of_all_files_are_mapped_and_not_copied(saved):
+def test_tensors_of_all_files_are_mapped_and_not_copied(saved, torch):
     model, folder = saved
     loaded = load_safetensors(folder)
     assert set(loaded) == set(model.state_dict())
@@ -37,7 +43,7 @@ def test_tensors_of_all_files_are_mapped_and_not_copied(saved):
     assert mapped_at(loaded["0.weight"].data_ptr()) == str(folder / "model-1.safetensors")
 
 
-def test_a_model_without_values_gets_the_mapped_ones(saved):
+def test_a_model_without_values_gets_the_mapped_ones(saved, torch):
     model, folder = saved
     with torch.device("meta"):
         empty = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.LayerNorm(128))
@@ -47,7 +53,7 @@ def test_a_model_without_values_gets_the_mapped_ones(saved):
     assert mapped_at(empty[0].weight.data_ptr()).endswith("model-1.safetensors")
 
 
-def test_a_model_of_another_shape_is_refused(saved):
+def test_a_model_of_another_shape_is_refused(saved, torch):
     with pytest.raises(gpuserve.WeightsCorruptError, match="does not fit Linear"):
         load_into(torch.nn.Linear(2, 2), saved[1])
 

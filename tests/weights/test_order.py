@@ -6,8 +6,8 @@ from pathlib import Path
 from weights_hub import COMMIT, REPO
 
 import gpuserve
+from gpuserve.runtime.lease import NoLease
 from gpuserve.runtime.weights.fetch import FetchRun
-from gpuserve.runtime.weights.lease import NoLease
 from gpuserve.runtime.weights.store import WeightsStore
 
 

@@ -9,7 +9,7 @@ from weights_hub import COMMIT, REPO, model_files, tensors
 
 import gpuserve
 from gpuserve.cli.main import cli
-from gpuserve.runtime.weights.lease import DictLease, FileLease
+from gpuserve.runtime.lease import DictLease, FileLease
 
 
 def contents(folder):

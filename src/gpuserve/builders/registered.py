@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from typing import Any
 
 import modal
@@ -16,9 +17,18 @@ from gpuserve.builders.streaming import StreamingMethod
 from gpuserve.exceptions import DeclarationError, RegistrationError
 from gpuserve.specs.server import ServerDeclaration
 
-__all__ = ["CHUNK", "HttpHandle", "RegisteredHttpServer", "RegisteredServer", "ServerHandle", "served_partial"]
+__all__ = [
+    "CHUNK",
+    "STREAM",
+    "HttpHandle",
+    "RegisteredHttpServer",
+    "RegisteredServer",
+    "ServerHandle",
+    "served_partial",
+]
 
 CHUNK = "_gpuserve_chunk"
+STREAM = "_gpuserve_stream"
 _END = object()
 
 
@@ -59,10 +69,14 @@ class RegisteredServer(modal.Cls):
                 f"{which} cannot be changed for a call; register a subclass of {self._gpuserve_name}'s base that "
                 f"declares it, or pass one gpu as in gpu='H100'"
             )
-        fault = declaration.fault_beside(options)
+        given = {name: value for name, value in options.items() if value is not None}
+        options_of_pool = {**vars(self).get("_gpuserve_options", {}), **given}  # Modal adds them to those before
+        fault = declaration.fault_beside(options_of_pool)
         if fault is not None:
             raise DeclarationError(f"{self._gpuserve_name}.with_options", (fault,))
-        return self._gpuserve_again(super().with_options(**options))
+        variant = self._gpuserve_again(super().with_options(**options))
+        variant._gpuserve_options = options_of_pool
+        return variant
 
     def _gpuserve_again(self, variant: Any) -> Any:
         """A variant of this class, with the same face."""
@@ -233,9 +247,14 @@ class RemoteStream(StreamingMethod[Any, Any]):
         self.name = name
 
     @property
-    def remote_gen(self) -> Any:
-        """Modal's own ``.remote_gen`` of the method, with ``.aio``."""
-        return getattr(self._instance, self.name).remote_gen
+    def remote_gen(self) -> _RemoteGenerator:
+        """The pieces, as they are made; who closes the iterator early ends the call as well."""
+        return _RemoteGenerator(self)
+
+    @property
+    def streamed(self) -> Any:
+        """The hidden Modal method whose first piece is the call's own id."""
+        return getattr(self._instance, STREAM)
 
     def local(self, item: Any) -> Iterator[Any]:
         """Call the method itself on an instance in this process, loaded first as Modal loads it."""
@@ -251,6 +270,32 @@ class RemoteStream(StreamingMethod[Any, Any]):
         raise RegistrationError(
             f"submit() is for the server's own routes; from outside, use {self.name}.remote_gen.aio(item)"
         )
+
+
+class _RemoteGenerator:
+    """Modal's client says nothing to the container when its iterator is closed, so that it would go on to the end."""
+
+    def __init__(self, method: RemoteStream) -> None:
+        self._method = method
+
+    def __call__(self, item: Any, /) -> Iterator[Any]:
+        pieces = self._method.streamed.remote_gen(item, method=self._method.name)
+        call_id = next(pieces)
+        try:
+            yield from pieces
+        except (GeneratorExit, KeyboardInterrupt):
+            modal.FunctionCall.from_id(call_id).cancel()
+            raise
+
+    async def aio(self, item: Any, /) -> AsyncIterator[Any]:
+        async with aclosing(self._method.streamed.remote_gen.aio(item, method=self._method.name)) as pieces:
+            call_id = await anext(pieces)
+            try:
+                async for piece in pieces:
+                    yield piece
+            except (GeneratorExit, asyncio.CancelledError):
+                await modal.FunctionCall.from_id(call_id).cancel.aio()
+                raise
 
 
 class _RemoteMap:

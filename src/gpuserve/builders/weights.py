@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from packaging.version import Version
 
 from gpuserve.exceptions import UnsafeWeightsError, WeightsError
+from gpuserve.specs.source import AliasSource
 from gpuserve.specs.weights import WeightsDeclaration
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class VolumeWeightsCache(WeightsDeclaration):
     `gpuserve.weights_volumes` the read-only mount, and `path` gives the verified folder in a container.
 
     Attributes:
-        source: A `HubSource`, `FolderSource`, `VolumeSource` or `AdapterSource`.
+        source: A `HubSource`, `FolderSource`, `VolumeSource`, `AdapterSource` or `AliasSource`.
         volume: The Modal Volume that holds them; several caches may share one.
         mount_path: Where readers see the volume.
         token: The secret with ``HF_TOKEN``.
@@ -133,13 +134,13 @@ class VolumeWeightsCache(WeightsDeclaration):
         Raises:
             WeightsError: With what is wrong; nothing is published then.
         """
+        from gpuserve.runtime.lease import FileLease
         from gpuserve.runtime.weights.fetch import FetchRun
-        from gpuserve.runtime.weights.lease import FileLease
-        from gpuserve.runtime.weights.store import WeightsStore
+        from gpuserve.runtime.weights.store import WeightsStore, fetchable
 
         store = WeightsStore(root if root is not None else self.root)
         lease = FileLease(store.incomplete)
-        run = FetchRun(store, self.source, self._volume_port(root), lease, on_progress, self.workers)
+        run = FetchRun(store, fetchable(self.source), self._volume_port(root), lease, on_progress, self.workers)
         report = run.run(refresh=refresh)
         self._forget(store.root)
         return report
@@ -149,6 +150,10 @@ class VolumeWeightsCache(WeightsDeclaration):
             _READ.pop(self._known(root), None)
 
     def _known(self, root: Path) -> tuple[str, str]:
+        from gpuserve.runtime.weights.store import WeightsStore
+
+        if isinstance(self.source, AliasSource):  # what it stands for may be another one by now
+            return str(root), f"{self.source.alias}/{WeightsStore(root).resolved(self.source)}"
         return str(root), f"{self.source.alias}/{getattr(self.source, 'digest', None)}"
 
     def _volume_port(self, root: Path | None) -> Any:

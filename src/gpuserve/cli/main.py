@@ -13,9 +13,13 @@ import sys
 import click
 from click.shell_completion import get_completion_class
 
+from gpuserve.cli.batch import batch
+from gpuserve.cli.jobs import jobs
 from gpuserve.cli.local import examples, local
 from gpuserve.cli.lock import lock
 from gpuserve.cli.modal_command import INTERRUPTED
+from gpuserve.cli.prices import prices
+from gpuserve.cli.promote import promote, rollback, served
 from gpuserve.cli.weights import weights
 from gpuserve.exceptions import GpuserveError
 
@@ -31,8 +35,13 @@ def cli() -> None:
     """
 
 
+cli.add_command(batch)
+cli.add_command(jobs)
 cli.add_command(local)
 cli.add_command(lock)
+cli.add_command(prices)
+for command in (promote, rollback, served):
+    weights.add_command(command)
 cli.add_command(weights)
 
 
@@ -67,9 +76,9 @@ def main() -> None:
     """Run, and turn what the user can mend into one line and an exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # broken off, whichever way
     try:
-        cli.main(prog_name="gpuserve", standalone_mode=False)
-    except click.exceptions.Exit as left:
-        sys.exit(left.exit_code)
+        code = cli.main(prog_name="gpuserve", standalone_mode=False)
+        if isinstance(code, int):
+            sys.exit(code)  # so a command that leaves early is told here; the others return nothing
     except (click.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
     except click.ClickException as error:

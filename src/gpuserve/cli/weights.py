@@ -1,4 +1,4 @@
-"""`gpuserve weights`: fetch, list, verify and prune what a Modal Volume or a folder holds."""
+"""`gpuserve weights`: fetch, list, verify and prune what a Modal Volume or a folder holds; `promote` has the rest."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gpuserve.cli.local import examples
+from gpuserve.cli.one_line import OneLineGroup
 from gpuserve.exceptions import WeightsError
 
 if TYPE_CHECKING:
     from gpuserve.builders.weights import VolumeWeightsCache
     from gpuserve.runtime.weights.fetch import Progress
 
-__all__ = ["weights"]
+__all__ = ["at_a_place", "empty_cache", "in_a_container", "weights"]
 
 _PLACES = (
     click.option("--volume", default="gpuserve-weights", show_default=True, help="The Modal Volume."),
@@ -29,25 +30,16 @@ _PLACES = (
 )
 
 
-def _at_a_place(command: Callable[..., None]) -> Callable[..., None]:
+def at_a_place(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say which volume, or which folder of this machine."""
     for option in reversed(_PLACES):
         command = option(command)
     return command
 
 
-class _Weights(click.Group):
-    """Its commands fail with one line; a wrong declaration stays a misuse."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except WeightsError as error:
-            raise click.ClickException(str(error)) from error
-
-
 @click.group(
-    cls=_Weights,
+    cls=OneLineGroup,
+    failure=WeightsError,
     epilog=examples(
         "gpuserve weights fetch sentence-transformers/all-MiniLM-L6-v2 --revision COMMIT",
         "gpuserve weights verify --volume models",
@@ -70,7 +62,7 @@ def weights() -> None:
 @click.option("--allow-unsafe", multiple=True, help="Take this one file though loading it may run code.")
 @click.option("--secret", help="The Modal Secret with HF_TOKEN, for private and gated repositories.")
 @click.option("--refresh", is_flag=True, help="Ask the hub anew what a branch stands for.")
-@_at_a_place
+@at_a_place
 def fetch(
     repo: str,
     revision: str,
@@ -93,9 +85,9 @@ def fetch(
         source: Any = FolderSource(str(Path(repo).resolve()), **chosen)
     else:
         source = HubSource(repo, revision=revision, **chosen)
-    cache = _cache(volume, source, secret)
+    cache = empty_cache(volume, source, secret)
     if folder is None:
-        report = _call(cache, "fetch_weights", refresh)
+        report = in_a_container(cache, "fetch_weights", refresh)
     else:
         with _bar(shown=not as_json) as told:
             report = cache.fetch(root=folder, refresh=refresh, on_progress=told)
@@ -107,13 +99,13 @@ def fetch(
 
 
 @weights.command("list")
-@_at_a_place
+@at_a_place
 def list_(volume: str, folder: Path | None, as_json: bool) -> None:
     """What is published; not verified."""
     from gpuserve.runtime.weights.pruning import listed
     from gpuserve.runtime.weights.store import WeightsStore
 
-    lines = listed(WeightsStore(folder)) if folder is not None else _call(_cache(volume), "list_weights")
+    lines = listed(WeightsStore(folder)) if folder is not None else in_a_container(empty_cache(volume), "list_weights")
     if as_json:
         click.echo(json.dumps([asdict(one) for one in lines]))
         return
@@ -125,7 +117,7 @@ def list_(volume: str, folder: Path | None, as_json: bool) -> None:
 
 @weights.command()
 @click.argument("snapshot", default="")
-@_at_a_place
+@at_a_place
 def verify(snapshot: str, volume: str, folder: Path | None, as_json: bool) -> None:
     """Read every byte of every snapshot, or of one, against its manifest; exit 1 if one is damaged."""
     from gpuserve.runtime.weights.pruning import verified
@@ -134,7 +126,7 @@ def verify(snapshot: str, volume: str, folder: Path | None, as_json: bool) -> No
     if folder is not None:
         found = verified(WeightsStore(folder), snapshot)
     else:
-        found = _call(_cache(volume), "verify_weights", snapshot)
+        found = in_a_container(empty_cache(volume), "verify_weights", snapshot)
     if as_json:
         click.echo(json.dumps([{"snapshot": key, "fault": fault} for key, fault in found]))
     else:
@@ -147,7 +139,7 @@ def verify(snapshot: str, volume: str, folder: Path | None, as_json: bool) -> No
 @weights.command()
 @click.option("--keep", multiple=True, help="A snapshot to keep, by its name in the list; may be repeated.")
 @click.option("--apply", is_flag=True, help="Remove them; they are only shown otherwise.")
-@_at_a_place
+@at_a_place
 def prune(keep: tuple[str, ...], apply: bool, volume: str, folder: Path | None, as_json: bool) -> None:
     """Show, and with --apply remove, what is not kept and what interrupted fetches left."""
     from gpuserve.runtime.weights.pruning import pruned
@@ -156,7 +148,7 @@ def prune(keep: tuple[str, ...], apply: bool, volume: str, folder: Path | None, 
     if folder is not None:
         gone = pruned(WeightsStore(folder), keep, apply=apply)
     else:
-        gone = _call(_cache(volume), "prune_weights", keep, apply)
+        gone = in_a_container(empty_cache(volume), "prune_weights", keep, apply)
     if as_json:
         click.echo(json.dumps(gone))
         return
@@ -164,7 +156,8 @@ def prune(keep: tuple[str, ...], apply: bool, volume: str, folder: Path | None, 
         click.echo(f"{'removed' if apply else 'would remove'}  {key}")
 
 
-def _cache(volume: str, source: Any = None, secret: str | None = None) -> VolumeWeightsCache:
+def empty_cache(volume: str, source: Any = None, secret: str | None = None) -> VolumeWeightsCache:
+    """The cache of a volume, for functions that look at it."""
     from gpuserve.builders.weights import VolumeWeightsCache
     from gpuserve.specs.secret import SecretSpec
     from gpuserve.specs.source import HubSource
@@ -179,7 +172,7 @@ def _hub_settings() -> dict[str, str]:
     return {"HF_ENDPOINT": os.environ["HF_ENDPOINT"]} if os.environ.get("HF_ENDPOINT") else {}
 
 
-def _call(cache: VolumeWeightsCache, name: str, *arguments: Any) -> Any:
+def in_a_container(cache: VolumeWeightsCache, name: str, *arguments: Any) -> Any:
     """Call one function of the cache in an app that lives as long as the call."""
     import modal
 

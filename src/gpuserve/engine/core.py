@@ -22,6 +22,7 @@ from gpuserve.engine.replies import Replies
 from gpuserve.engine.rpc import Access, Servicer
 from gpuserve.engine.services.app_logs import AppLogService
 from gpuserve.engine.services.apps import AppService
+from gpuserve.engine.services.billing import BillingService
 from gpuserve.engine.services.blobs import BlobService
 from gpuserve.engine.services.calls import CallService, Completions
 from gpuserve.engine.services.containers import ContainerService
@@ -52,6 +53,7 @@ from gpuserve.engine.workers.ingress import Ingress, Target
 from gpuserve.engine.workers.launcher import Launcher
 from gpuserve.engine.workers.objects_http import ObjectServer
 from gpuserve.engine.workers.ports import cannot_listen
+from gpuserve.engine.workers.schedule_clock import Clocks, ScheduleClock
 from gpuserve.engine.workers.scheduler import Scheduler
 from gpuserve.engine.workers.tasks import Task
 from gpuserve.engine.workers.venvs import Venvs, find_uv
@@ -70,7 +72,14 @@ class Core:
     """One engine: its state, its services, its sockets. Lives on the loop that `start` runs on."""
 
     def __init__(
-        self, home: Path, *, image_check: str, port: int | None, isolation: str, image_mode: str = "host"
+        self,
+        home: Path,
+        *,
+        image_check: str,
+        port: int | None,
+        isolation: str,
+        image_mode: str = "host",
+        clocks: Clocks | None = None,
     ) -> None:
         """Open the state folder; nothing listens yet.
 
@@ -78,7 +87,7 @@ class Core:
             StateError: If the state folder cannot be used.
         """
         self.home, self.image_check, self._port, self._isolation = home, image_check, port, isolation
-        self.image_mode = image_mode
+        self.image_mode, self._clocks = image_mode, clocks
         self.started_at = time.time()
         with contextlib.ExitStack() as undo:
             self.store = Store(home)
@@ -146,19 +155,26 @@ class Core:
         self.call_service = CallService(
             self.registry, self.calls, self.scheduler, self._completions, self.streams, self.blobs.drop
         )
+        self.schedules = ScheduleClock(self.registry, store, self.call_service.start_scheduled, self._clocks)
         self.web_calls = EngineWebCalls(self.registry, self.calls, self.scheduler, self.call_service, self._completions)
         proxy_tokens = ProxyTokenService(store)
         self.ingress = Ingress(
             self.web_calls, self.web_calls, self.streams, read_blob=self.blobs.read, proxy_tokens=proxy_tokens.accepts
         )
         self.apps = AppService(
-            self.registry, self.calls, self.scheduler, self._stop_app, functools.partial(require_environment, store)
+            self.registry,
+            self.calls,
+            self.scheduler,
+            self._stop_app,
+            functools.partial(require_environment, store),
+            self.launcher.expect,
         )
         functions = FunctionService(self.registry, self.scheduler, self._publish)
         services = [
             EnvironmentService(store),
+            BillingService(),
             self.apps,
-            DeploymentService(self.registry, self.scheduler, self.logs, self._publish),
+            DeploymentService(self.registry, self.scheduler, self.logs, self._publish, self.schedules.follow),
             AppLogService(self.registry, self.logs),
             functions,
             self.call_service,
@@ -232,6 +248,7 @@ class Core:
         try:
             with self.store.transaction():
                 self._release(app.id)
+                self.schedules.forget(app)
                 if app.history:
                     self.registry.save_app(app)
                 self.registry.drop_app(app)
@@ -255,6 +272,8 @@ class Core:
     async def start(self) -> None:
         """Listen, and run what deployed apps want running."""
         await self.launcher.start()
+        if self.registry.apps:
+            self.launcher.expect()
         await self._object_server.start()
         side_door = self._object_server
         self._session = replace(self._session, object_key=side_door.key, object_port=side_door.port)
@@ -267,8 +286,7 @@ class Core:
                 self.registry.save_function(function)
         await self._listen()
         self.scheduler.start()
-        job = asyncio.ensure_future(self._watch_clients())
-        self._jobs.add(job)
+        self._jobs |= {asyncio.ensure_future(self._watch_clients()), asyncio.ensure_future(self.schedules.run())}
 
     async def _listen(self) -> None:
         self._server = server = Listener(self.servicer)
@@ -344,6 +362,7 @@ class Core:
             "containers": len(self.scheduler.tasks),
             "apps": apps,
             "pools": pools,
+            "schedules": self.schedules.status(),
         }
 
     async def close(self) -> None:

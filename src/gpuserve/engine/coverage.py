@@ -96,7 +96,7 @@ NOT_BUILT = (
         TokenEnable TokenFlowCreate TokenFlowWait TokensList UserGroupEnvironmentSet
         WebhookTokenEnvironmentAdd WebhookTokenEnvironmentList
         WebhookTokenEnvironmentRemove
-        WorkspaceBillingRates WorkspaceBillingReport WorkspaceBillingSummary WorkspaceDashboardUrlGet
+        WorkspaceBillingReport WorkspaceBillingSummary WorkspaceDashboardUrlGet
         WorkspaceMembersList WorkspaceSetDefaultEnvironment WorkspaceSetDefaultEnvironmentSettings
         WorkspaceSetImageBuilderVersion WorkspaceSettings
         """,

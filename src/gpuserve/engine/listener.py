@@ -10,8 +10,6 @@ import grpclib.server
 from grpclib.protocol import H2Protocol
 from h2.settings import SettingCodes
 
-from gpuserve.engine.protocol import status_details_codec
-
 __all__ = ["Listener"]
 
 # Each waiting call holds a stream; at h2's own 100 a client that waits for 100 outputs could not put another input.
@@ -64,7 +62,7 @@ class Listener(grpclib.server.Server):
 
     def __init__(self, servicer: Any) -> None:
         """Serve *servicer*, once started."""
-        super().__init__([servicer], status_details_codec=status_details_codec)
+        super().__init__([servicer])
         self._connections: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def _protocol_factory(self) -> Any:

@@ -17,7 +17,6 @@ from typing import Any
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
-from modal._utils.grpc_utils import custom_detail_codec as status_details_codec
 from modal_proto import api_pb2
 
 __all__ = [
@@ -36,7 +35,6 @@ __all__ = [
     "forget_client",
     "runtime_packages",
     "runtime_requirements",
-    "status_details_codec",
 ]
 
 SERVICE = "modal.client.ModalClient"

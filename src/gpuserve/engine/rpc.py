@@ -291,7 +291,7 @@ _REPEATABLE = frozenset(
         "ImageFromId", "MountBatchedCheckExistence", "MountPutFile", "QueueGetById", "QueueHeartbeat", "QueueLen",
         "QueueList", "QueueNextItems", "SecretGetInfo", "SecretList", "TaskCurrentInputs", "TaskGetInfo", "TaskList",
         "TokenInfoGet", "VolumeGetById", "VolumeGetFile", "VolumeGetFile2", "VolumeHeartbeat", "VolumeList",
-        "WebhookTokenList", "WebhookTokenListForEnvironment", "WorkspaceNameLookup",
+        "WebhookTokenList", "WebhookTokenListForEnvironment", "WorkspaceBillingRates", "WorkspaceNameLookup",
     }
 )  # fmt: skip
 
@@ -315,6 +315,6 @@ CONTAINER_RPCS = frozenset(
         "TaskResult", "VolumeCommit", "VolumeCopyFiles", "VolumeCopyFiles2", "VolumeGetById", "VolumeGetFile",
         "VolumeGetFile2", "VolumeGetOrCreate", "VolumeHeartbeat", "VolumeListFiles", "VolumeListFiles2",
         "VolumePutFiles", "VolumePutFiles2", "VolumeReload", "VolumeRemoveFile", "VolumeRemoveFile2",
-        "MountPutFile",
+        "MountPutFile", "WorkspaceBillingRates", "WorkspaceNameLookup",
     }
 )  # fmt: skip

@@ -25,6 +25,7 @@ from typing import Any, Self
 from gpuserve.engine.core import Core
 from gpuserve.engine.home import no_temporary_folder, take_home, unusable
 from gpuserve.engine.protocol import forget_client
+from gpuserve.engine.workers.schedule_clock import Clocks
 from gpuserve.exceptions import EngineError
 
 __all__ = ["IMAGE_CHECKS", "IMAGE_MODES", "ISOLATIONS", "LocalEngine"]
@@ -56,6 +57,7 @@ class LocalEngine:
         isolation: ``"auto"`` keeps containers apart as well as this machine allows, ``"namespaces"`` refuses
             to start without mount namespaces, ``"links"`` does without them. ``None``: what the variable
             ``GPUSERVE_ISOLATION`` says, else ``"auto"``.
+        clocks: What time it is for schedules, where a test sets the time.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class LocalEngine:
         port: int | None = None,
         patience_s: float = 0.0,
         isolation: str | None = None,
+        clocks: Clocks | None = None,
     ) -> None:
         """Check the arguments; `start` does the work.
 
@@ -91,7 +94,7 @@ class LocalEngine:
         self._temporary = None if home else _temporary_home()
         self.home = Path(home or self._temporary.name).absolute()  # type: ignore[union-attr]
         self._image_check, self._port, self._patience_s = image_check, port, patience_s
-        self._isolation, self._image_mode = isolation, image_mode
+        self._isolation, self._image_mode, self._clocks = isolation, image_mode, clocks
         self._loop: asyncio.AbstractEventLoop | None = None
         self._core: Core | None = None
         self._thread: threading.Thread | None = None
@@ -144,6 +147,7 @@ class LocalEngine:
                 port=self._port,
                 isolation=self._isolation,
                 image_mode=self._image_mode,
+                clocks=self._clocks,
             )
         except OSError as error:
             raise unusable(self.home, error) from error

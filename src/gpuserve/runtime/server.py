@@ -119,6 +119,7 @@ class ServerRuntime:
         self._streams = dict(streams or {})
         self.batch_observers: list[Callable[[str, BatchRecord], None]] = []
         self.request_observers: list[Callable[[RequestRecord], None]] = []
+        self.on_cut_off: list[Callable[[], None]] = []
         if outlet is not None:
             self.batch_observers += outlet.batch_observers
             self.request_observers += outlet.observers
@@ -199,6 +200,11 @@ class ServerRuntime:
         self.ready, self.draining = False, True
         self._on_event({"event": "draining", "server": self.name})
 
+    def cut_off(self) -> None:
+        """Time is up for what came before `drain`: whoever waits still is told that the server leaves."""
+        for tell in self.on_cut_off:
+            tell()
+
     async def stop(self) -> None:
         """Answer what waits, then unload."""
         self.ready = False
@@ -242,7 +248,9 @@ class ServerRuntime:
             while (piece := await self._call(following, pieces, _END)) is not _END:
                 yield piece
         finally:
-            await self._call(pieces.close)
+            # given to the thread at once: whoever leaves may be cancelled again while the last piece is being made
+            closed = self._executor.submit(pieces.close)
+            await asyncio.shield(asyncio.wrap_future(closed))
 
     def annotation(self, method: str) -> Any:
         """The type of one item of a method."""

@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 
 from gpuserve.exceptions import DeclarationError
+from gpuserve.prices import PRICES_AS_OF, Prices, prices_or_listed
 
 __all__ = ["CATALOGUE", "PRICES_AS_OF", "Gpu", "GpuType", "parse_gpu"]
 
 _NAME = re.compile(r"(?P<name>[A-Za-z0-9-]+?)[!+]?(?::(?P<count>[0-9]+))?")
-# The day that the list prices below were read; `gpuserve` never changes them by itself.
-PRICES_AS_OF = "2026-05-07"
+_LISTED = Prices.listed().gpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +30,20 @@ class GpuType:
     max_count: int = 8
 
 
-# Source: Modal's guide to GPU acceleration (names, memory, counts); modal.com/pricing, which gives prices a second.
+# Source: Modal's guide to GPU acceleration (names, memory, counts).
 CATALOGUE: dict[str, GpuType] = {
-    one.name: one
-    for one in (
-        GpuType("T4", 16, 0.5904),
-        GpuType("L4", 24, 0.7992),
-        GpuType("A10", 24, 1.1016, 4),
-        GpuType("L40S", 48, 1.9512),
-        GpuType("A100-40GB", 40, 2.0988),
-        GpuType("A100-80GB", 80, 2.4984),
-        GpuType("RTX-PRO-6000", 96, 3.0312),
-        GpuType("H100", 80, 3.9492),
-        GpuType("H200", 141, 4.5396),
-        GpuType("B200", 180, 6.2496),
+    name: GpuType(name, memory_gib, _LISTED[name], max_count)
+    for name, memory_gib, max_count in (
+        ("T4", 16, 8),
+        ("L4", 24, 8),
+        ("A10", 24, 4),
+        ("L40S", 48, 8),
+        ("A100-40GB", 40, 8),
+        ("A100-80GB", 80, 8),
+        ("RTX-PRO-6000", 96, 8),
+        ("H100", 80, 8),
+        ("H200", 141, 8),
+        ("B200", 180, 8),
     )
 }
 # Names that Modal takes for another: what somebody writes from an older guide still means one thing.
@@ -90,6 +90,7 @@ class Gpu:
         context: int = 0,
         concurrent: int = 1,
         kv_bytes_per_token: float | None = None,
+        prices: Prices | None = None,
     ) -> Gpu:
         """The cheapest GPU, or number of one kind, whose memory holds a model and its cache.
 
@@ -100,14 +101,17 @@ class Gpu:
             concurrent: Sequences that are in the cache at once.
             kv_bytes_per_token: Bytes that a token takes in the cache, where known: ``2 * layers * kv_heads *
                 head_dim * bytes``. By default estimated from *parameters*, without grouped heads.
+            prices: What is cheap, e.g. ``gpuserve.live_prices()``; the list unless given.
 
         Raises:
             DeclarationError: If an argument is out of range, or nothing that Modal rents holds it.
+            PricesError: If *prices* are none.
 
         Source:
             A decoder of N parameters has about 12·L·h² of them and layers of h/128: Llama-2-7B, for one, has
             h = 4096, L = 32. A cached token is 2·L·h values.
         """
+        prices = prices_or_listed(prices)
         faults = []
         if not 0 < parameters < 1e14:  # noqa: PLR2004 (far beyond what is)
             faults.append(f"parameters got {parameters!r}; write a number such as 7e9")
@@ -131,7 +135,7 @@ class Gpu:
             largest = max(cls(kind, kind.max_count).usable_gib for kind in CATALOGUE.values())
             what = f"{needed_gib:,.0f} GiB are needed, and a container has {largest:,.0f} GiB at most"
             raise DeclarationError("Gpu.fits", (f"{what}; hold the weights in fewer bits, or shorten context",))
-        return min(candidates, key=lambda one: (one.usd_per_hour, one.count))
+        return min(candidates, key=lambda one: (one.usd_per_hour_at(prices), one.count))
 
     @property
     def memory_gib(self) -> int:
@@ -147,6 +151,15 @@ class Gpu:
     def usd_per_hour(self) -> float:
         """List price of all of them, as of `PRICES_AS_OF`."""
         return self.kind.usd_per_hour * self.count
+
+    def usd_per_hour_at(self, prices: Prices) -> float:
+        """Price of all of them, by *prices*.
+
+        Examples:
+            >>> Gpu.parse("H100:2").usd_per_hour_at(Prices.listed())
+            7.8984
+        """
+        return prices.gpus[self.kind.name] * self.count
 
     def __str__(self) -> str:
         """As Modal's ``gpu=`` takes it."""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from gpuserve.prices import Prices
 from gpuserve.specs.base import Spec
 from gpuserve.specs.batching import Batching
 from gpuserve.specs.budget import Budget, HourlyCost
-from gpuserve.specs.gpu import parse_gpu
+from gpuserve.specs.function_options import MOUNTABLE, Gpus, Secrets
 from gpuserve.specs.http import Http
 from gpuserve.specs.image import ImageSpec
 from gpuserve.specs.scaling import Scaling
-from gpuserve.specs.secret import SecretSpec
 from gpuserve.specs.telemetry import Telemetry
 from gpuserve.specs.weights import WeightsDeclaration
 
@@ -31,7 +31,7 @@ class ServerDeclaration(Spec):
 
     image: ImageSpec | None = None
     """the image, e.g. ImageSpec.debian().pip('torch==2.13.0')"""
-    gpu: str | tuple[str, ...] | None = None
+    gpu: Gpus = None
     """a GPU as in 'L4' or 'H100:2', or several in the order of preference"""
     weights: Mapping[_Name, WeightsDeclaration] = {}
     """a VolumeWeightsCache, or several by name, as in {'base': …, 'reranker': …}"""
@@ -47,7 +47,7 @@ class ServerDeclaration(Spec):
     """how requests are gathered, e.g. Batching(max_batch_size=64)"""
     http: Http | None = None
     """the HTTP face, e.g. Http(keys=SecretSpec(name='keys')); none for RPC alone"""
-    secrets: tuple[Any, ...] = ()
+    secrets: Secrets = ()
     """SecretSpec or modal.Secret objects"""
     telemetry: Telemetry = Telemetry()
     """what it tells of itself, e.g. Telemetry(alerts=Alerts(webhook=SecretSpec(name='slack')))"""
@@ -67,7 +67,7 @@ class ServerDeclaration(Spec):
     """MiB of scratch disk, from 524,288"""
     env: Mapping[str, str] = {}
     """environment variables of the container"""
-    volumes: Mapping[str, Any] = {}
+    volumes: Annotated[Mapping[str, Any], MOUNTABLE] = {}
     """modal.Volume objects by the absolute path that they are mounted at"""
     cloud: str | None = None
     """the cloud to run in"""
@@ -85,16 +85,6 @@ class ServerDeclaration(Spec):
     """the most that all its containers may cost an hour, e.g. Budget(max_usd_per_hour=10)"""
     modal: Mapping[str, Any] = {}
     """arguments handed on to modal's app.cls as they are"""
-
-    @field_validator("gpu", mode="before")
-    @classmethod
-    def _gpus(cls, value: Any) -> Any:
-        names = (value,) if isinstance(value, str) else value
-        if isinstance(names, Sequence):
-            for name in names:
-                if isinstance(name, str):
-                    parse_gpu(name)
-        return tuple(value) if isinstance(value, list) else value
 
     @field_validator("weights", mode="before")
     @classmethod
@@ -136,7 +126,11 @@ class ServerDeclaration(Spec):
 
     @property
     def hourly_cost(self) -> HourlyCost:
-        """The most that the class can cost an hour."""
+        """The most that the class can cost an hour, at list prices: what its budget is compared with."""
+        return self.hourly_cost_at(None)
+
+    def hourly_cost_at(self, prices: Prices | None) -> HourlyCost:
+        """The most that the class can cost an hour, at these prices."""
         return HourlyCost.of(
             gpus=self.gpus,
             cpu=self.cpu,
@@ -145,23 +139,28 @@ class ServerDeclaration(Spec):
             parameter_sets=self.max_parameter_sets,
             region=self.region is not None,
             nonpreemptible=self.nonpreemptible,
+            prices=prices,
         )
 
-    def fault_beside(self, options: Mapping[str, Any]) -> str | None:
-        """Why a pool with these options (Modal's names) costs too much beside the class's own; ``None`` if not."""
-        if self.budget is None:
-            return None
+    def pool_cost_at(self, options: Mapping[str, Any], prices: Prices | None) -> HourlyCost:
+        """The most that a pool with these options (Modal's names) can cost an hour, at these prices."""
         gpu = options.get("gpu")
         memory, cpu = options.get("memory", self.memory_mib), options.get("cpu", self.cpu)
-        beside = HourlyCost.of(
+        return HourlyCost.of(
             gpus=(gpu,) if gpu else self.gpus,
             cpu=max(cpu) if isinstance(cpu, tuple) else cpu,
             memory_mib=max(memory) if isinstance(memory, tuple) else memory,
             max_containers=options.get("max_containers") or self.scaling.max_containers,
             region=(options.get("region") or self.region) is not None,
             nonpreemptible=self.nonpreemptible,
+            prices=prices,
         )
-        own = self.hourly_cost
+
+    def fault_beside(self, options: Mapping[str, Any]) -> str | None:
+        """Why a pool with these options (Modal's names) costs too much beside the class's own; ``None`` if not."""
+        if self.budget is None:
+            return None
+        own, beside = self.hourly_cost, self.pool_cost_at(options, None)
         both = HourlyCost(own.usd + beside.usd, own.containers + beside.containers, "")
         return self.budget.fault(both)
 
@@ -171,20 +170,3 @@ class ServerDeclaration(Spec):
         if fault is not None:
             raise ValueError(fault)
         return self
-
-    @field_validator("secrets", mode="after")
-    @classmethod
-    def _secrets(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        for one in value:
-            # modal is not imported here; its own secrets are known by where their class lives
-            if not isinstance(one, SecretSpec) and type(one).__module__.partition(".")[0] != "modal":
-                raise ValueError("write SecretSpec(name=…) or a modal.Secret for each")
-        return value
-
-    @field_validator("volumes", mode="after")
-    @classmethod
-    def _volumes(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
-        for path in value:
-            if not path.startswith("/") or ".." in path.split("/") or path == "/":
-                raise ValueError(f"{path!r} is not a folder to mount at; write an absolute path such as '/models'")
-        return value

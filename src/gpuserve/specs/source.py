@@ -12,7 +12,16 @@ from pydantic import Field, field_validator, model_validator
 
 from gpuserve.specs.base import Spec
 
-__all__ = ["AdapterSource", "AnySource", "FolderSource", "HubSource", "PlainSource", "VolumeSource"]
+__all__ = [
+    "AdapterSource",
+    "AliasSource",
+    "AnySource",
+    "DeclaredSource",
+    "FolderSource",
+    "HubSource",
+    "PlainSource",
+    "VolumeSource",
+]
 
 # Source: the hub's own rule for repository names (huggingface_hub, validate_repo_id), 96 characters at most.
 _REPO = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?$"
@@ -259,4 +268,44 @@ class AdapterSource(Spec):
         return cls(origin, base=base)
 
 
+class AliasSource(Spec):
+    """Whatever snapshot of the volume is in service under a name: what a `FineTuneJob` or a person promoted last.
+
+    A container that starts reads the name once, and then loads that snapshot, verified as any other.
+
+    Examples:
+        >>> AliasSource("support-bot").label
+        'alias--support-bot'
+    """
+
+    kind: Literal["alias"] = "alias"
+    name: Annotated[str, Field(pattern=_NAME)]
+    """the served name, as in `gpuserve weights promote NAME SNAPSHOT`"""
+
+    if TYPE_CHECKING:
+
+        def __init__(self, name: str, /) -> None: ...
+
+    else:
+
+        def __init__(self, name: Any = "", /, **data: Any) -> None:
+            super().__init__(**({"name": name} if name else {}), **data)
+
+    @property
+    def label(self) -> str:
+        """The source's name in one word."""
+        return f"alias--{self.name}"
+
+    @property
+    def alias(self) -> str:
+        """The same: an alias stands for what is promoted, and is resolved to nothing else."""
+        return self.label
+
+    def __str__(self) -> str:
+        return f"the served alias {self.name}"
+
+
 AnySource = Annotated[HubSource | FolderSource | VolumeSource | AdapterSource, Field(discriminator="kind")]
+DeclaredSource = Annotated[
+    HubSource | FolderSource | VolumeSource | AdapterSource | AliasSource, Field(discriminator="kind")
+]

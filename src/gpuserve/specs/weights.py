@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from gpuserve.specs.base import Spec
 from gpuserve.specs.image import ImageSpec
 from gpuserve.specs.secret import SecretSpec
-from gpuserve.specs.source import AnySource
+from gpuserve.specs.source import DeclaredSource
 
 __all__ = ["WeightsDeclaration"]
 
@@ -20,7 +20,7 @@ _DAY_S = 24 * 3600
 class WeightsDeclaration(Spec):
     """The fields of a `VolumeWeightsCache`; see there."""
 
-    source: AnySource
+    source: DeclaredSource
     """where the weights come from, e.g. HubSource('org/model', revision='<commit>')"""
     volume: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = "gpuserve-weights"
     """the Modal Volume that holds them; several caches may share one"""

@@ -27,6 +27,8 @@ ServerT = TypeVar("ServerT", bound=WarmModelServer)
 
 # Modal's default, which is also where its examples run.
 _ROUTING_REGION = "us-east"
+# Source: our choice.
+_UNLOAD_S = 5
 
 
 def modal_faults(cls: type[WarmModelServer], declaration: ServerDeclaration) -> list[str]:
@@ -92,6 +94,7 @@ def lower_http_server(
     registered.__class__ = RegisteredHttpServer
     registered._gpuserve_methods = tuple(markers)
     registered._gpuserve_name = cls.__qualname__
+    registered._gpuserve_declaration = declaration
     result: type[ServerT] = registered
     return result
 
@@ -108,8 +111,8 @@ def _arguments(declaration: ServerDeclaration, image: ImageSpec, http: Http) -> 
         "target_concurrency": busy_inputs(declaration),
         # our own keys guard every route, unless Modal is asked to
         "unauthenticated": not http.requires_proxy_auth,
-        # a request that was taken may still use all of its time
-        "exit_grace_period": math.ceil(http.timeout_s),
+        # a request that was taken may still use all of its time, and `unload` has some after it
+        "exit_grace_period": math.ceil(http.timeout_s) + _UNLOAD_S,
     }
     return {**arguments, **declaration.modal}
 

@@ -12,6 +12,9 @@ from gpuserve.runtime.server import ServerRuntime
 
 __all__ = ["drain_on_sigterm"]
 
+# Seconds: five less than a container is given to leave. Source: modal 1.6.4's container, "up to 30 seconds".
+_DRAIN_S = 25.0
+
 
 def drain_on_sigterm(runtime: ServerRuntime) -> None:
     """On SIGTERM, take nothing new, finish what was begun, and leave by Modal's own door.
@@ -30,6 +33,7 @@ def drain_on_sigterm(runtime: ServerRuntime) -> None:
     def begin() -> None:
         if not leaving:
             runtime.drain()
+            loop.call_later(_DRAIN_S, runtime.cut_off)
             leaving.append(loop.create_task(leave(), name="gpuserve-leave"))
 
     loop.add_signal_handler(signal.SIGTERM, begin)

@@ -14,12 +14,16 @@ import modal
 from modal.cls import is_parameter
 
 from gpuserve.builders.batched import batched
+from gpuserve.builders.finetune import FineTuneJob
+from gpuserve.builders.job import ScheduledJob
 from gpuserve.builders.local import runtime_for
 from gpuserve.builders.lowering.arguments import MAX_INPUTS, busy_inputs, container_arguments, most_inputs
 from gpuserve.builders.lowering.costs import note_cost
+from gpuserve.builders.lowering.finetune import lower_tuning
 from gpuserve.builders.lowering.http_server import lower_http_server, modal_faults
+from gpuserve.builders.lowering.job import register_job
 from gpuserve.builders.lowering.leaving import drain_on_sigterm
-from gpuserve.builders.registered import CHUNK, RegisteredServer, served_partial
+from gpuserve.builders.registered import CHUNK, STREAM, RegisteredServer, served_partial
 from gpuserve.builders.server import Marker, WarmModelServer, declaration_of, item_annotation, served_methods
 from gpuserve.builders.streaming import streaming
 from gpuserve.builders.transport import is_http_only
@@ -35,12 +39,13 @@ from gpuserve.specs.variant import VARIANT, chosen_variant
 __all__ = ["register"]
 
 ServerT = TypeVar("ServerT", bound=WarmModelServer)
+RegisteredT = TypeVar("RegisteredT", bound=WarmModelServer | FineTuneJob | ScheduledJob)
 
 _REGISTERED: weakref.WeakKeyDictionary[modal.App, dict[str, type]] = weakref.WeakKeyDictionary()
 
 
-def register(app: modal.App, **overrides: Any) -> Callable[[type[ServerT]], type[ServerT]]:
-    """Make a Modal class of a server, on *app*.
+def register(app: modal.App, **overrides: Any) -> Callable[[type[RegisteredT]], type[RegisteredT]]:
+    """Make a Modal class of a server or of a tuning, or a Modal function of a scheduled job, on *app*.
 
     Args:
         app: The app that it belongs to.
@@ -49,7 +54,8 @@ def register(app: modal.App, **overrides: Any) -> Callable[[type[ServerT]], type
     Returns:
         A decorator for a leaf subclass; what it returns is a ``modal.Cls`` whose instances have the
         class's batched and streaming methods, typed; with ``Http(transport="server")`` it is a
-        ``modal.Server``, whose ``url`` takes requests.
+        ``modal.Server``, whose ``url`` takes requests. Of a `FineTuneJob` it is a ``modal.Cls`` whose instances
+        have ``train.remote(run=…)`` and ``train.spawn(run)``.
 
     Raises:
         RegistrationError: If the class, or another of its name, is on an app already.
@@ -69,38 +75,58 @@ def register(app: modal.App, **overrides: Any) -> Callable[[type[ServerT]], type
         True
     """
 
-    def decorate(cls: type[ServerT]) -> type[ServerT]:
-        if isinstance(cls, modal.Cls):
+    def decorate(cls: type[RegisteredT]) -> type[RegisteredT]:
+        if isinstance(cls, modal.Cls | modal.Function):
             raise RegistrationError("the class is registered already; register a plain class once")
-        if not (isinstance(cls, type) and issubclass(cls, WarmModelServer)):
-            raise RegistrationError(f"{cls!r} is not a WarmModelServer; write class Name(gpuserve.WarmModelServer)")
+        if not (isinstance(cls, type) and issubclass(cls, WarmModelServer | FineTuneJob | ScheduledJob)):
+            raise RegistrationError(
+                f"{cls!r} is not a WarmModelServer, FineTuneJob or ScheduledJob; "
+                "write class Name(gpuserve.WarmModelServer)"
+            )
         taken = _REGISTERED.setdefault(app, {})
         if taken.get(cls.__name__, cls) is not cls and not _is_cell(cls):
             raise RegistrationError(f"the app has a class {cls.__name__} already; rename one of them")
-        name, overlay = _variant_of(cls, overrides.get("env", cls.env))
-        declaration = declaration_of(cls, {**overrides, **overlay})
-        markers = served_methods(cls)
-        faults = []
-        if declaration.image is None:
-            faults.append("image is missing; write image = gpuserve.ImageSpec.debian('3.11').pip('name==version')")
-        if not markers and declaration.http is None:
-            faults.append("it has no method to call; write @gpuserve.batched def predict(self, batch: list[In])")
-        faults += [
-            *_parameter_faults(cls, overrides),
-            *_input_faults(cls, markers),
-            *_modal_faults(cls, declaration),
-        ]
-        if faults or declaration.image is None:
-            raise DeclarationError(cls.__qualname__, tuple(faults))
-        for field, value in {**overrides, **overlay}.items():
-            setattr(cls, field, value)
-        domain = cls.variants[name].domain if name is not None else None
-        lowered = _lowered(app, cls, declaration, declaration.image, domain)
+        lowered: Any
+        if issubclass(cls, ScheduledJob):
+            lowered = register_job(app, cls, overrides)
+        elif issubclass(cls, FineTuneJob):
+            lowered = lower_tuning(app, cls, overrides)
+        else:
+            lowered = _served(app, cls, overrides)
         taken[cls.__name__] = cls
-        note_cost(app, cls.__name__, declaration.hourly_cost)
-        return lowered
+        result: type[RegisteredT] = lowered
+        return result
 
     return decorate
+
+
+def _served(app: modal.App, cls: type[ServerT], overrides: Mapping[str, Any]) -> type[ServerT]:
+    """Make a Modal class of a server.
+
+    Raises:
+        DeclarationError: With every fault of the declaration.
+    """
+    name, overlay = _variant_of(cls, overrides.get("env", cls.env))
+    declaration = declaration_of(cls, {**overrides, **overlay})
+    markers = served_methods(cls)
+    faults = []
+    if declaration.image is None:
+        faults.append("image is missing; write image = gpuserve.ImageSpec.debian('3.11').pip('name==version')")
+    if not markers and declaration.http is None:
+        faults.append("it has no method to call; write @gpuserve.batched def predict(self, batch: list[In])")
+    faults += [
+        *_parameter_faults(cls, overrides),
+        *_input_faults(cls, markers),
+        *_modal_faults(cls, declaration),
+    ]
+    if faults or declaration.image is None:
+        raise DeclarationError(cls.__qualname__, tuple(faults))
+    for field, value in {**overrides, **overlay}.items():
+        setattr(cls, field, value)
+    domain = cls.variants[name].domain if name is not None else None
+    lowered = _lowered(app, cls, declaration, declaration.image, domain)
+    note_cost(app, cls.__name__, declaration.hourly_cost)
+    return lowered
 
 
 def _variant_of(cls: type[WarmModelServer], env: Mapping[str, str]) -> tuple[str | None, dict[str, Any]]:
@@ -184,7 +210,7 @@ def _lower(
     cls._gpuserve_markers = markers
     for name, marker in markers.items():
         setattr(cls, name, served_partial(modal.method()(_method(name, marker)), marker))
-    for name, hook in _hooks(declaration, domain).items():
+    for name, hook in _hooks(declaration, domain, markers).items():
         setattr(cls, name, hook)
     most = min(most_inputs(declaration), MAX_INPUTS)
     concurrent = modal.concurrent(max_inputs=most, target_inputs=busy_inputs(declaration))
@@ -213,7 +239,7 @@ def _method(name: str, marker: Marker) -> Callable[..., Any]:
     return method
 
 
-def _hooks(declaration: ServerDeclaration, domain: str | None) -> dict[str, Any]:
+def _hooks(declaration: ServerDeclaration, domain: str | None, markers: dict[str, Marker]) -> dict[str, Any]:
     secrets = [one for one in declaration.all_secrets if isinstance(one, SecretSpec)]
 
     async def load(self: WarmModelServer) -> None:
@@ -235,12 +261,21 @@ def _hooks(declaration: ServerDeclaration, domain: str | None) -> dict[str, Any]
         runtime = require_runtime(self._gpuserve_runtime, type(self).__name__)
         return _stacked(await runtime.submit_many(method, items))
 
+    async def stream(self: WarmModelServer, item: Any, *, method: str) -> AsyncIterator[Any]:
+        yield modal.current_function_call_id()
+        runtime = require_runtime(self._gpuserve_runtime, type(self).__name__)
+        async with aclosing(runtime.stream(method, item)) as made:
+            async for piece in made:
+                yield piece
+
     hooks: dict[str, Any] = {
         "_gpuserve_load": modal.enter(snap=declaration.memory_snapshot)(load),
         "_gpuserve_ready": modal.enter(snap=False)(make_ready),
         "_gpuserve_stop": modal.exit()(stop),
         CHUNK: modal.method()(chunk),
     }
+    if any(isinstance(marker, streaming) for marker in markers.values()):
+        hooks[STREAM] = modal.method()(stream)
     if declaration.http is not None:
         hooks["web"] = modal.asgi_app(
             requires_proxy_auth=declaration.http.requires_proxy_auth,

@@ -34,8 +34,10 @@ class AppService:
         scheduler: Scheduler,
         stop_app: Callable[[App], Awaitable[None]],
         require_environment: Callable[[str], object],
+        expect_containers: Callable[[], None],
     ) -> None:
-        """Keep the tables."""
+        """Keep the tables; *expect_containers* is told of every app before its first call."""
+        self._expect_containers = expect_containers
         self._require_environment = require_environment
         self._registry, self._calls, self._scheduler, self._stop = registry, calls, scheduler, stop_app
         self._stopping: dict[str, asyncio.Task[None]] = {}
@@ -51,6 +53,7 @@ class AppService:
         self._require_environment(environment)
         app = App(new_id("ap"), environment, description, state, time.time(), tags=tags)
         app.heartbeat_at = time.monotonic()
+        self._expect_containers()
         return self._registry.add_app(app)
 
     def AppCreate(self, request: api_pb2.AppCreateRequest, _caller: Caller) -> api_pb2.AppCreateResponse:

@@ -24,12 +24,21 @@ _NO_SNAPSHOT = (
 
 
 class DeploymentService:
-    """``publish(app, function)`` gives a function its web addresses, where it has any."""
+    """``publish(app, function)`` gives a function its web addresses, where it has any.
+
+    ``in_force(app)`` is told of each version that comes into force.
+    """
 
     def __init__(
-        self, registry: Registry, scheduler: Scheduler, logs: Logs, publish: Callable[[App, Function], None]
+        self,
+        registry: Registry,
+        scheduler: Scheduler,
+        logs: Logs,
+        publish: Callable[[App, Function], None],
+        in_force: Callable[[App], None],
     ) -> None:
         """Keep the tables."""
+        self._in_force = in_force
         self._registry, self._scheduler, self._logs, self._publish = registry, scheduler, logs, publish
 
     def _known(self, app_id: str) -> App:
@@ -56,14 +65,23 @@ class DeploymentService:
                 f"app '{request.name}' was deployed by somebody else meanwhile (version {older.version}); deploy again",
             )
         unknown = [ident for ident in request.function_ids.values() if ident not in self._registry.functions]
+        unknown += [ident for ident in request.class_ids.values() if ident not in self._registry.classes]
         if unknown:
-            refuse(Status.NOT_FOUND, f"functions {', '.join(unknown)} were not created")
+            refuse(Status.NOT_FOUND, f"{', '.join(unknown)} were not created")
+        functions = {ident: self._registry.functions[ident] for ident in request.function_ids.values()}
+        unsent = sorted(one.name for one in functions.values() if one.staged is None)
+        if request.app_state == api_pb2.APP_STATE_DEPLOYED and unsent:
+            # what another deployment has put in force meanwhile must not pass for this one's
+            refuse(
+                Status.FAILED_PRECONDITION,
+                f"what this deployment of '{request.name}' says of {', '.join(unsent)} is not here any more: somebody "
+                f"else deployed the app meanwhile (version {app.version}); nothing was changed, deploy again",
+            )
         # taken before any container can start, or the client would stop the new ones as well
         now = time.time()
-        functions = {ident: self._registry.functions[ident] for ident in request.function_ids.values()}
         stated = {ident: one.staged or one.stated for ident, one in functions.items()}
         for one in functions.values():
-            self._registry.after_commit(one.drop_staged)
+            self._registry.drop_sent(app, one)
         made = Deployment(
             app.newest + 1,
             now,
@@ -126,6 +144,7 @@ class DeploymentService:
         for variant in (one for one in ours if one.base_id):
             variant.overrides = api_pb2.AutoscalerSettings()
             variant.follow(self._registry.functions[variant.base_id])
+        self._in_force(app)
         self._logs.reopen(app.id)
         for function in ours:
             self._scheduler.poke(function.id)

@@ -90,6 +90,8 @@ class FunctionService:
         function.staged = stated
         if not function.definition.function_name:
             function.put_in_force(stated)
+        if app.is_deployed:
+            self._registry.save_sent(app, function, stated)
         preview = Function(id=function.id, app_id=app.id, name=function.name)
         preview.put_in_force(stated)
         self._publish(app, preview)
@@ -116,6 +118,8 @@ class FunctionService:
         known = self._registry.classes.get(request.existing_class_id)
         one = known if known is not None and known.app_id == app.id else ModalClass(new_id("cs"), app.id, "")
         self._registry.classes[one.id] = one
+        if app.is_deployed:
+            self._registry.save_class(one)
         return api_pb2.ClassCreateResponse(class_id=one.id, handle_metadata=api_pb2.ClassHandleMetadata())
 
     def _deployed(self, name: str, environment: str, version: int) -> tuple[App, dict[str, str], dict[str, str]]:

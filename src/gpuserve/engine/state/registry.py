@@ -24,6 +24,8 @@ __all__ = ["Registry"]
 _MOST_VERSIONS = 100
 # Lines of stopped apps in lists, of which the oldest are dropped. Source: our choice.
 _MOST_STOPPED = 200
+# The number under which definitions are kept that were sent and not published yet: versions count from 1.
+_SENT = 0
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS apps (id TEXT PRIMARY KEY, body TEXT NOT NULL);
@@ -73,6 +75,10 @@ class Registry:
             self._read_function(*row)
         for class_id, app_id, function_id in self._store.query("SELECT id, app_id, function_id FROM classes"):
             _take_in(self.classes, ModalClass(class_id, app_id, function_id))
+        for app in stored.values():
+            for function_id, stated in self.stated_in(app, _SENT).items():
+                function = self.functions[function_id]
+                function.staged = function.staged or stated
 
     def after_commit(self, action: Callable[[], None]) -> None:
         """Run *action* once the present transaction is on disk; not at all if it does not come about."""
@@ -132,10 +138,14 @@ class Registry:
             self.save_function(function)
         for one in self.classes.values():
             if one.app_id == app.id:
-                self._store.execute(
-                    "INSERT OR REPLACE INTO classes (id, app_id, function_id) VALUES (?, ?, ?)",
-                    (one.id, one.app_id, one.function_id),
-                )
+                self.save_class(one)
+
+    def save_class(self, one: ModalClass) -> None:
+        """Write one class."""
+        self._store.execute(
+            "INSERT OR REPLACE INTO classes (id, app_id, function_id) VALUES (?, ?, ?)",
+            (one.id, one.app_id, one.function_id),
+        )
 
     def save_function(self, function: Function) -> None:
         """Write one function."""
@@ -149,6 +159,18 @@ class Registry:
                 function.meta(),
             ),
         )
+
+    def save_sent(self, app: App, function: Function, stated: Stated) -> None:
+        """Keep what was sent of a deployed app's function, so that a kill before the publish loses nothing of it."""
+        function.retired = function.retired or function.id not in app.function_ids.values()  # until it is published
+        self.save_function(function)
+        self.save_version(app, _SENT, {function.id: stated})
+
+    def drop_sent(self, app: App, function: Function) -> None:
+        """What was sent has become a version."""
+        statement = "DELETE FROM versions WHERE app_id = ? AND version = ? AND function_id = ?"
+        self._store.execute(statement, (app.id, _SENT, function.id))
+        self.after_commit(function.drop_staged)
 
     def save_version(self, app: App, version: int, functions: dict[str, Stated]) -> None:
         """Keep what a version of *app* says of its functions, by their ids; the oldest versions are let go."""
@@ -181,7 +203,7 @@ class Registry:
 
     def kept_versions(self, app: App) -> frozenset[int]:
         """The versions of *app* whose definitions are kept."""
-        rows = self._store.query("SELECT DISTINCT version FROM versions WHERE app_id = ?", (app.id,))
+        rows = self._store.query("SELECT DISTINCT version FROM versions WHERE app_id = ? AND version > 0", (app.id,))
         return frozenset(version for (version,) in rows)
 
     def pin(self, app: App, version: int) -> dict[str, str]:

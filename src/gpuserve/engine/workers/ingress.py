@@ -23,6 +23,8 @@ __all__ = ["Ingress", "Target"]
 
 # Source: our choice; long cookies are common, and aiohttp's own limit is 8 KiB.
 _MOST_HEADER_BYTES = 64 << 10
+# Source: nginx's "client closed request".
+_CLIENT_LEFT = 499
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,10 @@ class Ingress:
 
     async def _serve(self, endpoint: _Endpoint) -> None:
         async def handle(request: web.BaseRequest) -> web.StreamResponse:
-            return await self._handle(endpoint, request)
+            try:
+                return await self._handle(endpoint, request)
+            except ConnectionResetError:
+                return web.Response(status=_CLIENT_LEFT)  # for nobody to read, and no fault to log
 
         server = web.Server(handle, access_log=None, handler_cancellation=True, max_field_size=_MOST_HEADER_BYTES)
         endpoint.runner = web.ServerRunner(server)  # type: ignore[assignment]

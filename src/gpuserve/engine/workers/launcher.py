@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ class Launcher:
         self._socket: socket.socket | None = None
         self._jobs: set[asyncio.Task[None]] = set()
         self._sending = asyncio.Lock()
-        self._closing = False
+        self._closing = self._expected = False
         self._about: dict[str, Any] = {}
 
     @property
@@ -180,6 +181,13 @@ class Launcher:
                 self._about = await ready
         except TimeoutError as error:
             raise EngineError("the container runtime did not start within 30 s") from error
+
+    def expect(self) -> None:
+        """There is an app, so that containers will be asked for: have the runtime imported by then."""
+        if self._socket is not None and not self._expected:
+            self._expected = True
+            with contextlib.suppress(BlockingIOError):  # the first container has it imported in any case
+                self._socket.send(json.dumps({"expect": True}).encode())
 
     async def _read(self, ready: asyncio.Future[dict[str, Any]]) -> None:
         if self._socket is None:
@@ -254,11 +262,20 @@ class Launcher:
         started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._started[container.task_id] = started
         (out, out_end), (err, err_end) = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
+        logs: list[asyncio.Future[None]] = []
+        readers: list[asyncio.ReadTransport] = []
         try:
-            logs = [await _follow(out, lambda data: on_log(1, data)), await _follow(err, lambda data: on_log(2, data))]
+            for number, pipe in ((1, out), (2, err)):
+                reader, log = await _follow(pipe, partial(on_log, number))
+                readers.append(reader)
+                logs.append(log)
             async with asyncio.timeout(_START_TIMEOUT_S):
                 await self._send({"task_id": container.task_id}, [out_end, err_end])
                 container.pid = await started
+        except BaseException:
+            for reader in readers:  # the engine may end before they would have
+                reader.close()
+            raise
         finally:
             os.close(out_end)
             os.close(err_end)
@@ -372,8 +389,10 @@ class _LogReader(asyncio.Protocol):
             self._done.set_result(None)
 
 
-async def _follow(descriptor: int, on_data: Callable[[bytes], None]) -> asyncio.Future[None]:
+async def _follow(
+    descriptor: int, on_data: Callable[[bytes], None]
+) -> tuple[asyncio.ReadTransport, asyncio.Future[None]]:
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
-    await loop.connect_read_pipe(lambda: _LogReader(on_data, done), os.fdopen(descriptor, "rb", 0))
-    return done
+    reader, _ = await loop.connect_read_pipe(lambda: _LogReader(on_data, done), os.fdopen(descriptor, "rb", 0))
+    return reader, done

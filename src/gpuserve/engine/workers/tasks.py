@@ -32,6 +32,7 @@ class Task:
         ending: Inputs that were ended from outside and that the container has not let go of yet, with
             the time at which it is killed for it.
         waits: How many requests it has open that wait for what others do.
+        answers: Whether the port of a server was seen to answer, and not seen to refuse since.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Task:
     failed_start: bool = False
     ending: dict[str, float] = field(default_factory=dict)
     waits: int = 0
+    answers: bool = False
     cancels: set[str] = field(default_factory=set)
     cancels_changed: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -57,6 +59,10 @@ class Task:
     def is_leaving(self) -> bool:
         """Whether it was told to stop by now."""
         return self.stopping
+
+    def stopped_answering(self) -> None:
+        """Nobody takes connections at its port."""
+        self.answers = False
 
     def ask_to_cancel(self, input_id: str) -> None:
         """Have the container's next heartbeat tell it to break off an input."""

@@ -12,6 +12,8 @@ from gpuserve.engine.services.calls import CallService, Completions
 from gpuserve.engine.state.calls import CallTable, failure
 from gpuserve.engine.state.registry import Registry
 from gpuserve.engine.workers.scheduler import Scheduler
+from gpuserve.engine.workers.server_proxy import Address
+from gpuserve.engine.workers.tasks import Task
 from gpuserve.exceptions import EngineError
 
 __all__ = ["EngineWebCalls"]
@@ -72,7 +74,7 @@ class EngineWebCalls:
             self._scheduler.cancel(call, terminate_containers=False)
 
     @asynccontextmanager
-    async def server(self, function_id: str) -> AsyncIterator[str]:
+    async def server(self, function_id: str) -> AsyncIterator[Address]:
         """Wait until a container of an ``@app.server`` answers on its port, and keep it for a request's time."""
         function = self._registry.functions.get(function_id)
         if function is None:
@@ -81,20 +83,26 @@ class EngineWebCalls:
         pool = self._scheduler.pool(function_id)
         pool.server_waiters += 1
         try:
-            yield f"http://127.0.0.1:{await self._port(function_id, config.port, config.startup_timeout or 60)}"
+            task = next((task for task in pool.alive() if task.answers), None)
+            if task is None:
+                task = await self._answering(function_id, config.port, config.startup_timeout or 60)
+            yield Address(task.id, f"http://127.0.0.1:{config.port}", task.stopped_answering)
         finally:
             pool.server_waiters -= 1
             for task in pool.alive():
                 task.idle_since = time.monotonic()
 
-    async def _port(self, function_id: str, port: int, timeout_s: float) -> int:
+    async def _answering(self, function_id: str, port: int, timeout_s: float) -> Task:
+        """The container that has the port, once something answers there."""
         pool = self._scheduler.pool(function_id)
         crashes, pool.last_failure = pool.crashes_at_start, ""
         self._scheduler.poke(function_id)
         give_up = time.monotonic() + timeout_s
         while time.monotonic() < give_up:
-            if any(task.ready for task in pool.alive()) and await _answers(port):
-                return port
+            ready = next((task for task in pool.alive() if task.ready), None)
+            if ready is not None and await _answers(port):
+                ready.answers = True
+                return ready
             if pool.crashes_at_start > crashes:
                 why = pool.last_failure or "its process ended; see the app's logs"
                 raise EngineError(f"the server's container failed as it started: {why}")

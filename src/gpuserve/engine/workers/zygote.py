@@ -1,4 +1,4 @@
-"""The pre-forked process: it has imported Modal's container runtime, and forks containers on request.
+"""The pre-forked process: it imports Modal's container runtime once there is an app, and forks containers on request.
 
 Started by `launcher.py` as ``python -m gpuserve.engine.workers.zygote FD ENGINE_PID FOLDER ISOLATION LOCK``.
 It has one thread, holds none of the engine's descriptors but its socket and a lock, and dies with the engine.
@@ -6,16 +6,17 @@ It has one thread, holds none of the engine's descriptors but its socket and a l
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
 import signal
 import socket
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
-from gpuserve.engine.protocol import container_runtime
+from gpuserve.engine.protocol import ContainerRuntime, container_runtime
 from gpuserve.engine.workers.container_main import become_container
 from gpuserve.engine.workers.import_guard import installed
 from gpuserve.engine.workers.namespaces import Isolation, isolation_here
@@ -56,8 +57,6 @@ def _serve(
     wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
     signal.set_wakeup_fd(wake_write)
-    runtime = container_runtime()
-    installed()  # read now, so that no container has to
     try:
         isolation = isolation_here(folder, wanted)
     except EngineError as error:
@@ -74,7 +73,11 @@ def _serve(
             message, descriptors, _flags, _address = socket.recv_fds(control, 65536, 2)
             if not message:
                 return
-            task_id = json.loads(message)["task_id"]
+            told = json.loads(message)
+            runtime = _runtime()
+            if "task_id" not in told:
+                continue
+            task_id = told["task_id"]
             pid = isolation.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
@@ -87,6 +90,19 @@ def _serve(
                 os.close(descriptor)
             wardens[pid] = task_id
             control.send(json.dumps({"task_id": task_id, "pid": pid}).encode())
+
+
+@cache
+def _runtime() -> ContainerRuntime:
+    """All that containers share: what is imported and read here costs none of them anything."""
+    gc.disable()  # imports make no garbage worth looking for
+    try:
+        runtime = container_runtime()
+        installed()
+    finally:
+        gc.enable()
+    gc.freeze()  # a container that looks for garbage need not copy these pages
+    return runtime
 
 
 def _wait_for(wardens: dict[int, str]) -> None:

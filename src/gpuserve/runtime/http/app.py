@@ -118,7 +118,9 @@ def build_app(runtime: ServerRuntime, http: Http, routes: Callable[[APIRouter], 
             allow_methods=["GET", "POST"],
             allow_headers=["authorization", "content-type"],
         )
-    return Guard(served, http, keys, metrics.answered, runtime.request_observers)
+    guard = Guard(served, http, keys, metrics.answered, runtime.request_observers)
+    runtime.on_cut_off.append(guard.cut_off)
+    return guard
 
 
 def _refusal(error: RequestError) -> Response:

@@ -42,6 +42,7 @@ _KEY_IN_QUERY = re.compile(rb"(?:^|&)(?:api[-_]?key|key|(?:access[-_])?token|aut
 _SLOWEST_BODY = 1024
 # Request Timeout: what is left of the request never comes, and the connection is of no more use.
 _CLOSING_STATUS = 408
+_EVENTS = b"text/event-stream"
 _EITHER = "send Authorization: Bearer KEY with a key of this server"
 
 
@@ -98,6 +99,15 @@ class Guard:
         # Ids that nobody can guess from another server's; counted, because a random one costs more than the rest.
         self._ids = map("{}{:08x}".format, itertools.repeat(secrets.token_hex(12)), itertools.count())
         self._cold = True
+        self._patience: set[asyncio.Timeout] = set()
+        self._cut_off = False
+
+    def cut_off(self) -> None:
+        """End what is being answered still: the server leaves, and whoever waits is told so."""
+        self._cut_off = True
+        for one in self._patience:
+            if not one.expired():
+                one.reschedule(0)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Let through what may pass; answer the rest."""
@@ -119,15 +129,18 @@ class Guard:
                 if self._rates is not None:
                     self._rates.check(record.key, record.begun)
             CURRENT.set(record)
-            async with asyncio.timeout(self._http.timeout_s):
-                await self._app(scope, body, answer.send)
+            async with asyncio.timeout(0 if self._cut_off else self._http.timeout_s) as patience:
+                self._patience.add(patience)
+                try:
+                    await self._app(scope, body, answer.send)
+                finally:
+                    self._patience.discard(patience)
         except RequestError as error:
             await answer.fail(error)
         except ClientDisconnect:
             pass  # nobody is left to be told
         except TimeoutError:
-            limit = f"not answered within {self._http.timeout_s:g} s; try again later"
-            await answer.fail(RequestError(limit, "timeout", 504, 1.0))
+            await answer.fail(self._too_late())
         except Exception:  # noqa: BLE001 (told in the log, not to the caller)
             if REPORTED not in scope:
                 report_failure(request_id)
@@ -140,6 +153,12 @@ class Guard:
             self._answered(record.route, record.status, record.latency_s)
             for tell in self._observers:
                 tell(record)
+
+    def _too_late(self) -> RequestError:
+        if self._cut_off:
+            return RequestError("the server is shutting down; try again", "shutting_down", 503, 1.0)
+        limit = f"not answered within {self._http.timeout_s:g} s; try again later"
+        return RequestError(limit, "timeout", 504, 1.0)
 
     async def _other(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -238,9 +257,12 @@ def _host_name(host: bytes) -> bytes:
 
 
 class _Answer:
-    """What is sent: with a request id, and an error only where nothing was sent before."""
+    """What is sent: with a request id, and an error only where it cannot be taken for an answer.
 
-    __slots__ = ("_begun", "_ended", "_http_1", "_record", "_send")
+    An event stream that fails midway ends with an event that says why; everything else is broken off.
+    """
+
+    __slots__ = ("_begun", "_ended", "_events", "_http_1", "_record", "_send")
 
     def __init__(self, send: Send, record: RequestRecord, *, http_1: bool) -> None:
         self._send = send
@@ -248,6 +270,7 @@ class _Answer:
         self._http_1 = http_1
         self._begun = False
         self._ended = False
+        self._events = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -257,16 +280,22 @@ class _Answer:
             if self._record.status == _CLOSING_STATUS and self._http_1:
                 headers.append((b"connection", b"close"))
             message["headers"] = headers
+            self._events = any(name == b"content-type" and value.startswith(_EVENTS) for name, value in headers)
         else:
             self._ended = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if self._events and message.get("body"):
+                self._events = bytes(message["body"][-2:]) == b"\n\n"  # half an event must not get our own for an end
         await self._send(message)
 
     async def fail(self, error: RequestError) -> None:
         if self._ended:
             return  # the framework has told the caller already, in our own shape
+        headers, body = refusal(error)
+        if self._events:
+            await self.send({"type": "http.response.body", "body": b"event: error\ndata: %s\n\n" % body})
+            return
         if self._begun:
             raise error  # half an answer must not look like a whole one: the connection is broken off
-        headers, body = refusal(error)
         pairs = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
         pairs.append((b"content-length", str(len(body)).encode()))
         await self.send({"type": "http.response.start", "status": error.status, "headers": pairs})

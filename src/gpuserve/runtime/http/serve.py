@@ -38,7 +38,9 @@ _KEEP_ALIVE_S = 75
 _BACKLOG = 2048
 # Seconds of a drain: five less than a container is given to leave, for `unload`.
 # Source: modal 1.6.4's container, "up to 30 seconds".
-_DRAIN_S = 25
+_DRAIN_S = 25.0
+# What is left then is told so, and has this long to be sent. Source: our choice.
+_FAREWELL_S = 1
 # How long an idle connection may still bring a request that was on its way, which is answered with Connection: close.
 _LINGER_S = 1.0
 
@@ -64,13 +66,22 @@ class HttpThread:
         runtime: The server, ready.
         http: What its class declares.
         routes: Adds the server's own routes.
+        sock: A socket that listens already, e.g. one that the next server will have as well; a port of its own
+            (``Http(port=)``) unless given.
     """
 
-    def __init__(self, runtime: ServerRuntime, http: Http, routes: Callable[[APIRouter], None]) -> None:
-        self._runtime, self._http, self._routes = runtime, http, routes
+    def __init__(
+        self,
+        runtime: ServerRuntime,
+        http: Http,
+        routes: Callable[[APIRouter], None],
+        sock: socket.socket | None = None,
+    ) -> None:
+        self._runtime, self._http, self._routes, self._sock = runtime, http, routes, sock
         self._started: Future[None] = Future()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._leave: asyncio.Event | None = None
+        self._uvicorn: _Uvicorn | None = None
         self._thread = threading.Thread(target=self._main, name="gpuserve-http")
 
     def start(self) -> Self:
@@ -91,6 +102,11 @@ class HttpThread:
                 self._loop.call_soon_threadsafe(self._leave.set)
         self._thread.join()
 
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._uvicorn.server_state.connections) if self._uvicorn is not None else 0
+
     def _main(self) -> None:
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -105,20 +121,22 @@ class HttpThread:
     async def _serve(self) -> None:
         self._loop, self._leave = asyncio.get_running_loop(), asyncio.Event()
         app = build_app(self._runtime, self._http, self._routes)
-        with _listen(self._http.port) as sock:
+        drain_s = min(_DRAIN_S, self._http.timeout_s)
+        with self._sock or _listen(self._http.port) as sock:
             config = uvicorn.Config(
                 app,
                 http=HttpProtocol,
                 lifespan="on",
                 backlog=_BACKLOG,
                 timeout_keep_alive=_KEEP_ALIVE_S,
-                timeout_graceful_shutdown=min(_DRAIN_S, math.ceil(self._http.timeout_s)),
+                timeout_graceful_shutdown=math.ceil(drain_s) + _FAREWELL_S,
                 access_log=False,  # the guard writes a line a request
                 log_config=None,
                 proxy_headers=False,  # nobody in front is known well enough to be believed
                 server_header=False,
             )
-            await _Uvicorn(config, self._started, self._leave, self._runtime).serve(sockets=[sock])
+            self._uvicorn = _Uvicorn(config, self._started, self._leave, self._runtime, drain_s)
+            await self._uvicorn.serve(sockets=[sock])
         await self._runtime.stop()
 
 
@@ -141,10 +159,15 @@ class _Uvicorn(uvicorn.Server):
     """uvicorn, told to leave by an event, and leaving in two steps."""
 
     def __init__(
-        self, config: uvicorn.Config, started: Future[None], leave: asyncio.Event, runtime: ServerRuntime
+        self,
+        config: uvicorn.Config,
+        started: Future[None],
+        leave: asyncio.Event,
+        runtime: ServerRuntime,
+        drain_s: float,
     ) -> None:
         super().__init__(config)
-        self._told, self._leave, self._runtime = started, leave, runtime
+        self._told, self._leave, self._runtime, self._drain_s = started, leave, runtime, drain_s
         self.server_state: Connections = Connections()
 
     @override
@@ -160,6 +183,7 @@ class _Uvicorn(uvicorn.Server):
                 async with asyncio.timeout(1.0):
                     await self._leave.wait()
         self._runtime.ready = False
+        asyncio.get_running_loop().call_later(self._drain_s, self._runtime.cut_off)
         for server in self.servers:
             server.close()
         with contextlib.suppress(TimeoutError):

@@ -14,10 +14,11 @@ from gpuserve.runtime.telemetry.alerts import AlertSender, WebhookError
 from gpuserve.runtime.telemetry.json_log import JsonLog
 from gpuserve.runtime.telemetry.record import RequestRecord
 from gpuserve.runtime.telemetry.redact import redactor
+from gpuserve.specs.schedule import JobAlerts
 from gpuserve.specs.secret import SecretSpec
 from gpuserve.specs.telemetry import ALERT_WEBHOOK, Alerts, Telemetry
 
-__all__ = ["SLOTS_DICT", "Outlet"]
+__all__ = ["SLOTS_DICT", "Outlet", "alert_sender"]
 
 SLOTS_DICT = "gpuserve-alerts"
 """The ``modal.Dict`` in which the containers of a workspace agree on who sends an alert."""
@@ -47,7 +48,7 @@ class Outlet:
         redactor.add_secrets(secrets, environment)
         self._log = JsonLog(server, Path(telemetry.file) if telemetry.file is not None else None)
         self._alert_on = frozenset(telemetry.alerts.on if telemetry.alerts is not None else ())
-        self._alerts = _sender(server, telemetry.alerts, environment) if telemetry.alerts is not None else None
+        self._alerts = alert_sender(server, telemetry.alerts, environment) if telemetry.alerts is not None else None
         self.observers: list[Callable[[RequestRecord], None]] = []
         self.batch_observers: list[Callable[[str, BatchRecord], None]] = []
         if telemetry.requests:
@@ -83,7 +84,12 @@ def _nothing() -> None:
     """No traces, nothing to end."""
 
 
-def _sender(server: str, alerts: Alerts, environment: Mapping[str, str]) -> AlertSender:
+def alert_sender(server: str, alerts: Alerts | JobAlerts, environment: Mapping[str, str] = os.environ) -> AlertSender:
+    """What sends the alerts of *server*.
+
+    Raises:
+        WebhookError: If there is nowhere to send them.
+    """
     url = environment.get(ALERT_WEBHOOK, "")
     if not url:
         name = alerts.webhook.name

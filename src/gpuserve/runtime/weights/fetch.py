@@ -18,17 +18,17 @@ from gpuserve.exceptions import (
     WeightsNotFoundError,
     WeightsSourceError,
 )
+from gpuserve.runtime.lease import Lease
 from gpuserve.runtime.weights.folder import FolderOrigin
 from gpuserve.runtime.weights.headers import check_safetensors
 from gpuserve.runtime.weights.hub import HubOrigin
-from gpuserve.runtime.weights.lease import Lease
 from gpuserve.runtime.weights.manifest import ManifestFile, SnapshotManifest, strict_json
 from gpuserve.runtime.weights.selection import is_safe, selected
 from gpuserve.runtime.weights.snapshot import Snapshot, Verification, begin_snapshot, listed_snapshot, open_snapshot
 from gpuserve.runtime.weights.steps import free_bytes, naming_a_full_disk
-from gpuserve.runtime.weights.store import Source, WeightsStore
+from gpuserve.runtime.weights.store import Fetchable, Source, WeightsStore
 from gpuserve.runtime.weights.workspace import Entry, OversizedError, Part, Workspace, sweep
-from gpuserve.specs.source import AdapterSource, FolderSource, HubSource, VolumeSource
+from gpuserve.specs.source import AdapterSource, AliasSource, FolderSource, HubSource, VolumeSource
 
 if TYPE_CHECKING:
     from gpuserve.runtime.ports import VolumePort
@@ -93,6 +93,11 @@ def begin_reading(store: WeightsStore, source: Source, volume: VolumePort) -> Ve
     if key is None:
         volume.reload()
         key = store.resolved(source)
+    if key is None and isinstance(source, AliasSource):
+        raise WeightsNotFoundError(
+            f"nothing is in service as {source.name} in {store.root} yet; promote a snapshot: "
+            f"gpuserve weights promote {source.name} SNAPSHOT"
+        )
     if key is None:
         raise WeightsNotFoundError(
             f"{source} was not fetched into {store.root} yet; run the app's function fetch_weights, "
@@ -117,7 +122,7 @@ class FetchRun:
     """
 
     store: WeightsStore
-    source: Source
+    source: Fetchable
     volume: VolumePort
     lease: Lease
     on_progress: Callable[[Progress], None] = lambda _progress: None
@@ -264,7 +269,7 @@ class FetchRun:
             raise WeightsCorruptError("adapter_config.json", f"it adapts {base!r}, expected {self.source.base!r}")
 
 
-def _plain(source: Source) -> HubSource | FolderSource | VolumeSource:
+def _plain(source: Fetchable) -> HubSource | FolderSource | VolumeSource:
     return source.narrowed() if isinstance(source, AdapterSource) else source
 
 

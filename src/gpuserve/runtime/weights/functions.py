@@ -10,14 +10,25 @@ import time
 from pathlib import Path
 
 from gpuserve.exceptions import WeightsError
+from gpuserve.runtime.lease import DictLease
 from gpuserve.runtime.ports import LeaseEntries, ModalVolume
 from gpuserve.runtime.weights.fetch import FetchReport, FetchRun, Progress
-from gpuserve.runtime.weights.lease import DictLease
+from gpuserve.runtime.weights.promotion import InService, in_service, promoted, rolled_back
 from gpuserve.runtime.weights.pruning import Listed, listed, pruned, verified
-from gpuserve.runtime.weights.store import WeightsStore
+from gpuserve.runtime.weights.store import WeightsStore, fetchable
 from gpuserve.specs.weights import WeightsDeclaration
 
-__all__ = ["CACHE", "LEASES", "fetch_weights", "list_weights", "prune_weights", "verify_weights"]
+__all__ = [
+    "CACHE",
+    "LEASES",
+    "fetch_weights",
+    "list_weights",
+    "promote_weights",
+    "prune_weights",
+    "rollback_weights",
+    "served_weights",
+    "verify_weights",
+]
 
 CACHE = "GPUSERVE_WEIGHTS_CACHE"
 LEASES = "gpuserve-weights-leases"
@@ -35,7 +46,7 @@ def _cache() -> tuple[WeightsDeclaration, WeightsStore, ModalVolume]:
 def fetch_weights(refresh: bool = False) -> FetchReport:
     """Fetch the cache's weights into its volume, unless they are there and whole."""
     cache, store, volume = _cache()
-    run = FetchRun(store, cache.source, volume, DictLease(LeaseEntries(LEASES)), _Log(), cache.workers)
+    run = FetchRun(store, fetchable(cache.source), volume, DictLease(LeaseEntries(LEASES)), _Log(), cache.workers)
     report = run.run(refresh=refresh)
     _say({"event": "weights", "published": report.published, "snapshot": report.snapshot, "bytes": report.size})
     return report
@@ -63,6 +74,31 @@ def prune_weights(keep: tuple[str, ...], apply: bool = False) -> list[str]:
     if apply:
         volume.commit()
     return gone
+
+
+def promote_weights(name: str, revision: str) -> InService:
+    """Put a snapshot in service under a name, verified first."""
+    _, store, volume = _cache()
+    volume.reload()
+    told = promoted(store, name, revision)
+    volume.commit()
+    return told
+
+
+def rollback_weights(name: str) -> InService:
+    """Put what was in service under a name before in service again."""
+    _, store, volume = _cache()
+    volume.reload()
+    told = rolled_back(store, name)
+    volume.commit()
+    return told
+
+
+def served_weights() -> list[InService]:
+    """What is in service, by name."""
+    _, store, volume = _cache()
+    volume.reload()
+    return in_service(store)
 
 
 class _Log:

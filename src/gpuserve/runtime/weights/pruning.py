@@ -58,6 +58,8 @@ def verified(store: WeightsStore, snapshot: str = "") -> list[tuple[str, str]]:
 def pruned(store: WeightsStore, keep: Collection[str], *, apply: bool) -> list[str]:
     """Snapshots that are not to be kept, and folders that no living fetch works in.
 
+    What is in service under an alias, and what a rollback would bring back, is kept in any case.
+
     Raises:
         WeightsNotFoundError: If a snapshot to keep is not there: a typing error would cost the right one.
     """
@@ -65,7 +67,8 @@ def pruned(store: WeightsStore, keep: Collection[str], *, apply: bool) -> list[s
     absent = sorted(set(keep) - set(there))
     if absent:
         raise WeightsNotFoundError(f"no snapshot is called {', '.join(absent)}; nothing was removed")
-    gone = [key for key in there if key not in keep]
+    held = {one.snapshot for alias in store.list_aliases() for one in alias.standing[-2:]}
+    gone = [key for key in there if key not in keep and key not in held]
     left = [path for path in sorted(store.incomplete.glob("*")) if not _is_worked_in(path)]
     if apply:
         for key in gone:

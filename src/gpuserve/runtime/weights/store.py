@@ -1,7 +1,7 @@
 """Where snapshots lie in a volume or a folder: their names, what names were resolved to, and what is old.
 
 ``snapshots/KEY`` holds what was published, ``refs/ALIAS.json`` what a branch or a folder was resolved
-to, ``incomplete/KEY--RANDOM`` what one fetch is at work on.
+to, ``aliases/NAME.json`` what is in service under a name, ``incomplete/KEY--RANDOM`` what one fetch is at work on.
 """
 
 from __future__ import annotations
@@ -12,16 +12,32 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpuserve.exceptions import WeightsCorruptError, WeightsNotFoundError
+from gpuserve.exceptions import WeightsCorruptError, WeightsNotFoundError, WeightsSourceError
+from gpuserve.runtime.weights.aliases import ServedAlias
 from gpuserve.runtime.weights.manifest import LARGEST_MANIFEST, MANIFEST, SnapshotManifest, strict_json
 from gpuserve.runtime.weights.snapshot import Snapshot
 from gpuserve.runtime.weights.steps import read_plain, sync_folder, write_new
-from gpuserve.specs.source import AdapterSource, FolderSource, HubSource, VolumeSource
+from gpuserve.specs.source import AdapterSource, AliasSource, FolderSource, HubSource, VolumeSource
 
-__all__ = ["Published", "Source", "WeightsStore"]
+__all__ = ["Fetchable", "Published", "Source", "WeightsStore", "fetchable"]
 
-Source = HubSource | FolderSource | VolumeSource | AdapterSource
+Fetchable = HubSource | FolderSource | VolumeSource | AdapterSource
+Source = Fetchable | AliasSource
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,400}")
+
+
+def fetchable(source: Source) -> Fetchable:
+    """The source, if it is one that can be fetched.
+
+    Raises:
+        WeightsSourceError: If it is an alias, which stands for what was promoted.
+    """
+    if isinstance(source, AliasSource):
+        raise WeightsSourceError(
+            f"{source} stands for what was promoted, and is not fetched; fetch the source itself and promote it: "
+            f"gpuserve weights promote {source.name} SNAPSHOT"
+        )
+    return source
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,7 @@ class WeightsStore:
         """Nothing is written until something is fetched."""
         self.root = root
         self.snapshots, self.refs, self.incomplete = root / "snapshots", root / "refs", root / "incomplete"
+        self.aliases = root / "aliases"
 
     def prepare(self) -> None:
         """Make the folders."""
@@ -50,12 +67,19 @@ class WeightsStore:
     def pinned_key(self, source: Source) -> str | None:
         """The snapshot's name where the declaration alone tells it."""
         origin = source.origin if isinstance(source, AdapterSource) else source
+        if isinstance(origin, AliasSource):
+            return None
         if isinstance(origin, HubSource):
             return self.key(source, origin.revision) if origin.is_pinned else None
         return self.key(source, origin.digest) if origin.digest is not None else None
 
     def key(self, source: Source, commit: str) -> str:
-        """The name of the snapshot of a source at a commit."""
+        """The name of the snapshot of a source at a commit.
+
+        Raises:
+            WeightsSourceError: If the source is an alias, which has no snapshot of its own.
+        """
+        source = fetchable(source)
         origin = source.origin if isinstance(source, AdapterSource) else source
         return f"{source.label}--{commit}--{origin.selection_digest}"
 
@@ -75,6 +99,9 @@ class WeightsStore:
         Raises:
             WeightsCorruptError: If what was recorded is not that of this source.
         """
+        if isinstance(source, AliasSource):
+            served = self.alias(source.name).served
+            return served.snapshot if served is not None else None
         pinned = self.pinned_key(source)
         if pinned is not None:
             return pinned
@@ -99,6 +126,39 @@ class WeightsStore:
             temporary.unlink(missing_ok=True)
         sync_folder(self.refs)
 
+    def alias(self, name: str) -> ServedAlias:
+        """What is, and was, in service under a name.
+
+        Raises:
+            WeightsCorruptError: If what was recorded is damaged.
+        """
+        path = self.aliases / f"{name}.json"
+        try:
+            return ServedAlias.from_bytes(read_plain(path, path.name, LARGEST_MANIFEST), name=name)
+        except FileNotFoundError:
+            return ServedAlias(name=name)
+
+    def record_alias(self, alias: ServedAlias) -> None:
+        """Write it in one step: a reader finds the one before or this one."""
+        for folder in (self.aliases, self.incomplete):
+            folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.incomplete / f"ref-{secrets.token_hex(8)}"
+        try:
+            write_new(temporary, alias.to_bytes())
+            temporary.replace(self.aliases / f"{alias.name}.json")
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(self.aliases)
+
+    def list_aliases(self) -> list[ServedAlias]:
+        """Every alias, by name.
+
+        Raises:
+            WeightsCorruptError: If one is damaged.
+        """
+        names = sorted(path.stem for path in self.aliases.glob("*.json")) if self.aliases.is_dir() else []
+        return [self.alias(name) for name in names]
+
     def checked(self, snapshot: Snapshot, source: Source, key: str) -> Snapshot:
         """The snapshot, if it is the one of this source at the commit in its name.
 
@@ -106,7 +166,8 @@ class WeightsStore:
             WeightsCorruptError: If a snapshot of something else lies under its name.
         """
         manifest = snapshot.manifest
-        if self.key(manifest.source, manifest.commit) != key or not key.startswith(f"{source.label}--"):
+        of_this = isinstance(source, AliasSource) or key.startswith(f"{source.label}--")
+        if self.key(manifest.source, manifest.commit) != key or not of_this:
             raise WeightsCorruptError(key, f"its manifest is of {manifest.source} at {manifest.commit}")
         return snapshot
 

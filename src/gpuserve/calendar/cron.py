@@ -1,4 +1,4 @@
-"""Cron strings, time zones and periods: what is wrong with one, in sentences. Pure.
+"""Cron strings: what is wrong with one, in sentences, and which minutes of a wall clock it names. Pure.
 
 Source:
     crontab(5): the five fields, their ranges, steps and names, and that a day matches by either of the two day
@@ -7,21 +7,19 @@ Source:
 
 from __future__ import annotations
 
-import difflib
-import math
 import re
-import zoneinfo
+from bisect import bisect_left
 from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from functools import lru_cache
 
-__all__ = ["cron_faults", "period_faults", "zone_faults"]
+__all__ = ["Cron", "cron_faults"]
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _LONGEST_MONTHS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _PART = re.compile(r"(?P<first>\*|[0-9]+|[a-z]{3})(?:-(?P<last>[0-9]+|[a-z]{3}))?(?:/(?P<step>[0-9]+))?")
-# Source: our choice; a shorter one would do nothing but start itself.
-_SHORTEST_PERIOD_S = 1.0
-_UNIT_S = {"weeks": 604_800, "days": 86_400, "hours": 3600, "minutes": 60, "seconds": 1}
+_MINUTE, _DAY = timedelta(minutes=1), timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,50 +102,88 @@ def _number(field: _Field, text: str, faults: list[str]) -> int | None:
     return int(text)
 
 
-def zone_faults(zone: str) -> tuple[str, ...]:
-    """What is wrong with the name of a time zone; nothing if it is good.
+@dataclass(frozen=True, slots=True)
+class Cron:
+    """The minutes that a cron string names.
+
+    Attributes:
+        text: As it was written.
+        follows_clock: Whether the minute or the hour begins with ``*``: such a job runs by the clock as it is shown,
+            and one without runs once for each time that it names, also where the clock jumps.
 
     Examples:
-        >>> zone_faults("Europe/Berlin")
-        ()
-        >>> zone_faults("Europe/Berln")
-        ("time zone 'Europe/Berln' is not known; did you mean Europe/Berlin?",)
+        >>> cron = Cron.parse("30 2 * * mon-fri")
+        >>> cron.follows_clock
+        False
+        >>> cron.first_from(datetime(2026, 3, 28, 12))
+        datetime.datetime(2026, 3, 30, 2, 30)
     """
-    try:
-        zoneinfo.ZoneInfo(zone)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        known = zoneinfo.available_timezones()
-        if not known:
-            return ("this machine has no time zone database; install one: pip install tzdata",)
-        near = difflib.get_close_matches(zone, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else "write an IANA name such as UTC or Europe/Berlin"
-        return (f"time zone '{zone}' is not known; {hint}",)
-    return ()
+
+    text: str
+    minutes: tuple[int, ...]
+    hours: tuple[int, ...]
+    days: frozenset[int]
+    months: frozenset[int]
+    weekdays: frozenset[int]
+    either_day: bool
+    follows_clock: bool
+
+    @staticmethod
+    def parse(text: str) -> Cron:
+        """Read a cron string.
+
+        Raises:
+            ValueError: With everything that is wrong with it.
+        """
+        faults = cron_faults(text)
+        if faults:
+            raise ValueError(f"Cron('{text}'): {', '.join(faults)}")
+        return _parsed(text)
+
+    def names_day(self, day: date) -> bool:
+        """Whether it has times on that day."""
+        if day.month not in self.months:
+            return False
+        of_month, of_week = day.day in self.days, day.isoweekday() % 7 in self.weekdays
+        return (of_month or of_week) if self.either_day else (of_month and of_week)
+
+    def first_from(self, wall: datetime) -> datetime:
+        """The first of its minutes at or after *wall*, a time without a zone.
+
+        Raises:
+            OverflowError: If it would come after the year 9999.
+        """
+        start = wall.replace(second=0, microsecond=0)
+        if start < wall:
+            start += _MINUTE
+        day, hour, minute = start.date(), start.hour, start.minute
+        while True:
+            if self.names_day(day):
+                for one in self.hours[bisect_left(self.hours, hour) :]:
+                    place = bisect_left(self.minutes, minute) if one == hour else 0
+                    if place < len(self.minutes):
+                        return datetime(day.year, day.month, day.day, one, self.minutes[place])  # noqa: DTZ001
+                day += _DAY
+            elif day.month in self.months:
+                day += _DAY
+            else:
+                day = date(day.year + day.month // 12, day.month % 12 + 1, 1)
+            hour = minute = 0
 
 
-def period_faults(*, years: float = 0, months: float = 0, **units: float) -> tuple[str, ...]:
-    """Everything that is wrong with a period of these units, the smaller of which add up to seconds.
-
-    Args:
-        years: Calendar years.
-        months: Calendar months.
-        **units: weeks, days, hours, minutes, seconds.
-
-    Examples:
-        >>> period_faults(hours=6)
-        ()
-        >>> period_faults(days=-1, seconds=float("nan"))
-        ('days got -1, and a finite number of 0 or more is allowed', 'seconds got nan, and a finite number of 0 or more is allowed')
-        >>> period_faults()
-        ('it is 0 s long, and 1 s or more is allowed',)
-    """  # noqa: E501 (a doctest's answer)
-    given = {"years": years, "months": months, **units}
-    faults = tuple(
-        f"{name} got {value}, and a finite number of 0 or more is allowed"
-        for name, value in given.items()
-        if not math.isfinite(value) or value < 0
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> Cron:
+    parts = text.split()
+    minutes, hours, days, months, weekdays = (
+        _values(field, part, []) for field, part in zip(_FIELDS, parts, strict=True)
     )
-    if faults or years or months:
-        return faults
-    length_s = sum(value * _UNIT_S[name] for name, value in units.items())
-    return (f"it is {length_s:g} s long, and 1 s or more is allowed",) if length_s < _SHORTEST_PERIOD_S else ()
+    return Cron(
+        text=text,
+        minutes=tuple(sorted(minutes)),
+        hours=tuple(sorted(hours)),
+        days=frozenset(days),
+        months=frozenset(months),
+        weekdays=frozenset(number % 7 for number in weekdays),
+        either_day=not (parts[2].startswith("*") or parts[4].startswith("*")),
+        follows_clock=parts[0].startswith("*") or parts[1].startswith("*"),
+    )

@@ -1,0 +1,93 @@
+"""Trainings that learn, are killed and go on, publish, and are served only if they are no worse."""
+
+import itertools
+import signal
+
+import pytest
+from training_tiny import STEPS, digest_of, seeded, write_rows
+
+pytestmark = pytest.mark.wide
+
+EVERY = 6
+
+
+def adapter_of(root, run):
+    return digest_of(root / "runs/tuned" / run / "adapter")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def unbroken(trainers, root):
+    """A run from beginning to end, promoted as the first of its name."""
+    gate = {"metric": "eval_loss", "better": "lower", "tolerance": 0.01}
+    return trainers.train(root, "unbroken", declared={"evaluation": 0.2, "gate": gate})
+
+
+def test_a_training_visibly_learns_and_tells_it_by_step(unbroken, root):
+    losses = [one["loss"] for one in unbroken["history"] if "loss" in one]
+    page = (root / "runs/tuned/unbroken/report.html").read_text()
+    assert len(losses) == STEPS
+    assert losses[-1] < 0.6 * losses[0]
+    assert page.count("<circle") >= STEPS
+    assert (unbroken["state"], unbroken["step"], unbroken["promoted"]) == ("finished", STEPS, True)
+
+
+def test_a_run_that_is_over_is_told_of_and_not_run_again(unbroken, trainers, root):
+    gate = {"metric": "eval_loss", "better": "lower", "tolerance": 0.01}
+    assert trainers.train(root, "unbroken", declared={"evaluation": 0.2, "gate": gate}) == unbroken
+    assert len(trainers.steps_of(root, "unbroken")) == 1
+
+
+def test_killed_interrupted_and_timed_out_it_ends_with_the_same_bits(unbroken, trainers, root):
+    dice = seeded()
+    told = {"run": "broken", "root": root, "declared": {"evaluation": 0.2}}
+    first = trainers.run(**told, after_events=dice.randint(2, 12), then_s=dice.random() / 50, signal=signal.SIGKILL)
+    second = trainers.run(**told, after_events=dice.randint(2, 5), signal=signal.SIGINT)
+    third = trainers.run(**told, timeout_s=120.01)  # less than its stop_before_s of 120 s leaves one step
+    last = trainers.train(**told)
+    assert (first["code"], second["code"]) == (-signal.SIGKILL, 130)
+    assert third["report"]["state"] == "continued"
+    assert adapter_of(root, "broken") == adapter_of(root, "unbroken")
+    assert last["metrics"] == unbroken["metrics"]
+    attempts = trainers.steps_of(root, "broken")
+    assert len(attempts) == last["attempts"] == 4
+    for before, after in itertools.pairwise(attempts):
+        assert before[-1] - after[0] <= EVERY
+    # interrupted and timed out, it had a checkpoint of its last step
+    assert attempts[2][0] == attempts[1][-1]
+    assert attempts[3][0] == attempts[2][-1] == attempts[2][0] + 1
+
+
+def test_a_loss_that_is_no_number_ends_it_names_the_step_and_keeps_the_last_good_checkpoint(trainers, root):
+    report = trainers.train(root, "poisoned", poison=9)
+    assert (report["state"], report["step"], report["quantity"], report["kept"]) == ("diverged", 9, "loss", 6)
+    kept = [path.name[:14] for path in (root / "runs/tuned/poisoned/checkpoints").iterdir()]
+    assert kept == ["step-000000006"]
+    assert "Lower learning_rate" in report["reason"]
+
+
+def test_other_rows_or_numbers_are_another_run(trainers, root, tmp_path):
+    (root / "runs/tuned/poisoned/result.json").unlink()
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": "another row"}])
+    found = trainers.run(root=root, run="poisoned", rows=rows, declared={"learning_rate": 1e-3})
+    assert found["error"] == "TrainingError"
+    assert "begun with another dataset, learning_rate, rows; its checkpoints do not fit" in found["text"]
+
+
+def test_a_worse_adapter_is_published_and_not_promoted_and_the_one_in_service_answers_otherwise_than_its_base(
+    unbroken, trainers, root
+):
+    gate = {"metric": "eval_loss", "better": "lower"}
+    worse = trainers.train(root, "worse", declared={"evaluation": 0.3, "gate": gate, "learning_rate": 1e-6, "steps": 2})
+    assert (worse["state"], worse["promoted"], worse["served"]) == ("finished", False, unbroken["adapter"])
+    assert worse["adapter"] != unbroken["adapter"]
+    assert "at most would hold against the" in worse["reason"]
+    # other rows than those that the one in service was promoted on: it was measured anew
+    assert worse["served_metrics"]["eval_loss"] != unbroken["metrics"]["eval_loss"]
+    answers = trainers.run(do="answers", root=root, text="shelve:")
+    assert "error" not in answers, answers.get("text")
+    assert answers["base"] != answers["tuned"]

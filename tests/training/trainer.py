@@ -1,0 +1,125 @@
+"""A process that has imported torch and TRL once and forks a training for each request: JSON lines in and out.
+
+A job may be killed, or interrupted, some milliseconds after its k-th event: a log line of one step each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import tiny
+import torch
+import trl
+
+import gpuserve
+import gpuserve.runtime.training.sft
+from gpuserve.builders.finetune import attempt_at
+
+torch.set_num_threads(1)
+
+
+def job_of(told: dict[str, Any]) -> type[gpuserve.FineTuneJob]:
+    declared = {
+        "base": gpuserve.FolderSource(told["base"]),
+        "dataset": gpuserve.FileDataset(told["rows"]),
+        "name": "tuned", "steps": tiny.STEPS, "batch_size": 8, "learning_rate": 1e-2, "schedule": "constant",
+        "max_length": 64, "checkpoint_every": 6, "log_every": 1, "lora": gpuserve.Lora(rank=8, dropout=0.1),
+        **told.get("declared", {}),
+    }  # fmt: skip
+    for name, kind in (("gate", gpuserve.Gate), ("lora", gpuserve.Lora), ("tracking", gpuserve.MlflowTracking)):
+        if isinstance(declared.get(name), dict):
+            declared[name] = kind(**declared[name])
+    if declared.pop("wandb", None):
+        declared["tracking"] = gpuserve.WandbTracking(offline=True)
+    return type("Tune", (gpuserve.FineTuneJob,), declared)
+
+
+def train(told: dict[str, Any], tick: int) -> dict[str, Any]:
+    root = Path(told["root"])
+    job = job_of(told)
+    if "poison" in told:  # the gradient of that step is no number
+        real = trl.SFTTrainer.compute_loss
+
+        def poisoned(self: Any, *args: Any, **kwargs: Any) -> Any:
+            loss = real(self, *args, **kwargs)
+            return loss * float("nan") if self.state.global_step + 1 == told["poison"] else loss
+
+        trl.SFTTrainer.compute_loss = poisoned
+    attempt = attempt_at(job(), told["run"], root=root, timeout_s=told.get("timeout_s", float("inf")))
+    steps = root / f"{told['run']}.steps"
+
+    def say(event: dict[str, Any]) -> None:
+        if "loss" in event or "from" in event:
+            with steps.open("a") as file:
+                file.write(json.dumps({"pid": os.getpid(), **event}) + "\n")
+            os.write(tick, b".")
+
+    attempt.say = say
+    report = attempt.work()
+    return {"report": json.loads(report.to_json())}
+
+
+def answers(told: dict[str, Any], _tick: int) -> dict[str, Any]:
+    """What a plain `WarmModelServer` in this process answers, with its base and with the adapter in service."""
+    from served import Bot
+
+    import gpuserve.builders.server  # noqa: F401
+
+    Bot.prepare(told["base"], Path(told["root"]) / "adapters")
+    with Bot.local() as server:
+        asked = [{"text": told["text"]}, {"text": told["text"], "adapter": "tuned"}]
+        base, tuned = (server.complete.remote(one) for one in asked)
+    return {"base": base, "tuned": tuned}
+
+
+def base(told: dict[str, Any], _tick: int) -> dict[str, Any]:
+    tiny.base_model(Path(told["folder"]))
+    return {}
+
+
+def child(told: dict[str, Any], tick: int) -> None:
+    try:
+        found = globals()[told.get("do", "train")](told, tick)
+    except KeyboardInterrupt:
+        os._exit(130)
+    except BaseException as error:
+        found = {"error": type(error).__name__, "text": traceback.format_exc()}
+    Path(told["out"]).write_text(json.dumps(found))
+
+
+def main() -> None:
+    for line in sys.stdin:
+        told = json.loads(line)
+        reading, tick = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(0)
+            os.close(reading)
+            os.dup2(2, 1)  # what libraries print is no answer
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            child(told, tick)
+            os._exit(0)
+        os.close(tick)
+        left = told.get("after_events", -1)
+        while os.read(reading, 1):
+            left -= 1
+            if left == 0:
+                threading.Event().wait(told.get("then_s", 0.0))
+                os.kill(pid, told["signal"])
+        os.close(reading)
+        print(json.dumps({"code": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
+    os._exit(0)  # torch takes seconds to leave
