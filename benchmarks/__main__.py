@@ -8,16 +8,24 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.batch import run as batch
 from benchmarks.engine import run as engine
+from benchmarks.jobs import run as jobs
+from benchmarks.overload import run as overload
 from benchmarks.quickstart import run as quickstart
 from benchmarks.serving import run as serving
 from benchmarks.table import PAGE, page
+from benchmarks.train import run as train
 from benchmarks.weights import run as weights
 
 _ALL: dict[str, Callable[..., dict[str, Any]]] = {
+    "batch": batch.main,
     "engine": engine.main,
+    "jobs": jobs.main,
+    "overload": overload.main,
     "quickstart": quickstart.main,
     "serving": serving.main,
+    "train": train.main,
     "weights": weights.main,
 }
 

@@ -21,7 +21,11 @@ _TITLES = {
     "engine": "The local engine",
     "quickstart": "The quickstart",
     "serving": "Serving over HTTP",
+    "overload": "More callers than places",
+    "train": "Fine-tuning",
     "weights": "Weights",
+    "batch": "Batch runs",
+    "jobs": "Schedules",
 }
 _ABOUT = {
     "engine": """
@@ -42,6 +46,18 @@ BentoML with one worker. MiniLM reads the standard library's docstrings in rando
 found equal to `encode`'s within 1e-5. The bare matrix products are those of the model's dense layers for the same
 tokens. `wrk` comes from Debian (`apt-get install wrk`), the peers from `python -m benchmarks.serving --install`.
 """,
+    "overload": """
+A model that takes 50 ms for a batch of up to 64, a queue of 64, and 500 callers that each keep a connection, ask again
+as soon as they are answered, and where they are refused come back after what `Retry-After` says, all from one process
+on the same two cores. "Without the crowd" is the same with 32 callers. Plain FastAPI waits in its thread pool of 40,
+with uvicorn's `limit_concurrency` of 64, which counts connections and closes those that it refuses.
+""",
+    "train": """
+A Llama of 7 million parameters with LoRA on a CPU, text of the standard library; each figure from a process of its own,
+from the first step to the last checkpoint. Both write a checkpoint every 20 steps and keep two. Ours also syncs each,
+hashes each file, writes its manifest and the report, and looks at loss and gradient before each step; the bare trainer
+writes its model card. Both sides must end with the same loss to the last digit, or nothing is kept.
+""",
     "weights": """
 Random safetensors in the page cache, each figure from a process of its own. Verifying reads and hashes every file and
 checks every header, with as many threads as there are cores; its floor is the bare hash of the same files, as many at
@@ -49,6 +65,23 @@ once, by hashlib or by `sha256sum`, whichever is faster. "Mapping" is `load_into
 copies every byte once, as a device would have it, and shares the cores with the verification. Our fetch hashes what
 comes as it comes, syncs it and publishes it; the hub's own client downloads into its cache, followed by the hash alone.
 Verifying keeps every core busy, so that a copy beside it is paid for in full where there are no spare cores.
+""",
+    "batch": """
+Ours is a whole run of a `BatchMapper`: read from JSON lines, through the engine and Modal's runtime into a container
+with the embeddings server, committed as Parquet with its ledger. Offline `encode` and Ray Data (one actor with the
+model and both cores) run on the same texts in processes of their own and keep nothing; the guide's listing runs on
+the same engine, on today's API, in two containers, and loads its model for each batch, as it says. Models are loaded
+and containers warm before the clock runs, save the guide's. All vectors are found equal within 1e-4. The no-op runs
+in two containers of the engine and commits JSON lines; Huey has four worker processes, Celery two, a Redis that syncs
+its log every second, and late acknowledgement. A kill costs the peers what their way to acknowledge says; ours is
+tested. A resumed run of a million items with ids, 995,000 of them committed, is timed to the first batch that it
+sends. Memory is the driver's own, over a function of its process. Redis comes from Debian, the peers from `python -m
+benchmarks.batch --install`.
+""",
+    "jobs": """
+One app with 500 functions, each with `modal.Cron("* * * * *")`, so that all are due at the same second; how long after
+it each input was queued in the engine. The containers that they start, one a function, run on the same cores. Beside it
+stands the goal, 200 ms; no peer was measured.
 """,
 }
 

@@ -165,11 +165,18 @@ class NullServicer:
                 api_pb2.FunctionGetInputsItem(input_id=input_id, input=item.input, function_call_id=call_id)
             )
             answers.append(api_pb2.FunctionPutInputsResponseItem(idx=item.idx, input_id=input_id, input_jwt=input_id))
-            if self._waiting[function_id]:
-                self._waiting[function_id].popleft().set_result(None)
+            self._wake_one(function_id)
         if answers and function_id not in self._starting:
             self._starting[function_id] = asyncio.ensure_future(self._start(function_id))
         return answers
+
+    def _wake_one(self, function_id: str) -> None:
+        waiting = self._waiting[function_id]
+        while waiting:
+            container = waiting.popleft()
+            if not container.done():  # one that has gone meanwhile has cancelled its own
+                container.set_result(None)
+                return
 
     async def FunctionFinishInputs(self, _request: Any) -> Empty:
         return Empty()

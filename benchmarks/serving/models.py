@@ -1,7 +1,8 @@
-"""The two servers that are measured, as a user would write them; the benchmark gives them their way in."""
+"""The servers that are measured, as a user would write them; the benchmark gives them their way in."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from gpuserve.models.embeddings import EmbeddingServer
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Embed", "Noop"]
+__all__ = ["Embed", "Noop", "Slow"]
 
 
 class Noop(gpuserve.WarmModelServer):
@@ -22,6 +23,18 @@ class Noop(gpuserve.WarmModelServer):
     @gpuserve.batched
     def predict(self, batch: list[str]) -> list[str]:
         """Do nothing."""
+        return batch
+
+
+class Slow(Noop):
+    """Takes 50 ms for however many texts, and has 64 places."""
+
+    batching = gpuserve.Batching(max_batch_size=64, max_queue=64)
+
+    @gpuserve.batched
+    def predict(self, batch: list[str]) -> list[str]:
+        """Wait as a model would have its device work."""
+        time.sleep(0.05)
         return batch
 
 

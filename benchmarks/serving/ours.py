@@ -10,7 +10,7 @@ import signal
 import sys
 
 import gpuserve
-from benchmarks.serving.models import Embed, Noop
+from benchmarks.serving.models import Embed, Noop, Slow
 from gpuserve.builders.local import runtime_for
 from gpuserve.runtime.http.serve import HttpThread
 from gpuserve.runtime.server import settle
@@ -20,7 +20,7 @@ __all__: list[str] = []
 
 def main(case: str, port: int, log: str) -> None:
     """Serve until SIGTERM."""
-    server: gpuserve.WarmModelServer = Noop() if case == "noop" else Embed()
+    server: gpuserve.WarmModelServer = {"noop": Noop, "slow": Slow, "embed": Embed}[case]()
     http = gpuserve.Http(transport="server", port=port, requests_per_minute=1_000_000, burst=1_000_000)
     type(server).http = http
     type(server).telemetry = gpuserve.Telemetry(file=log)

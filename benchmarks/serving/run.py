@@ -13,9 +13,9 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from benchmarks.record import keep, machine, median
 from benchmarks.serving import peers
 from benchmarks.serving.engine import deployed
 from benchmarks.serving.load import find_wrk, wrk
+from benchmarks.serving.processes import free_port, process
 from benchmarks.serving.summary import summary_of
 from gpuserve.models.embeddings import LONGEST
 from gpuserve.quickstart.corpus import standard_library_docstrings
@@ -32,6 +33,8 @@ __all__ = ["CASES", "main"]
 CASES = ("noop", "embed")
 _START_S = 90.0
 _WARM_S = 1
+# One client and the model alone are asked in turns of so many texts, so that both meet the same neighbours.
+_TURNS, _A_TURN = 10, 10
 # Float32's rounding over a dozen layers; see `gpuserve.models.encoder`.
 _TOLERANCE = 1e-5
 # Reported, not raced: they are loaded alone, because they are busy while they idle.
@@ -110,11 +113,23 @@ class _Measure:
                 self._load_all(urls, only_round=number)
                 alone["encode"].append(offline.ask("encode", 300, number))
                 alone["matmul"].append(offline.ask("matmul", 300, number))
-                alone["direct_ms"].append(offline.ask("direct", 100, number))
-                alone["one_client_ms"].append(_one_client(urls["ours"], self._key, offline.sample(100, number)))
+                direct, asked = self._one_client(urls["ours"], offline, number)
+                alone["direct_ms"].append(direct)
+                alone["one_client_ms"].append(asked)
                 sys.stderr.write(f"round {number} { ({key: round(value[-1], 2) for key, value in alone.items()}) }\n")
         self._check_log()
         return {**self._found, "alone": alone, "largest_difference": difference}
+
+    def _one_client(self, url: str, offline: _Offline, number: int) -> tuple[float, float]:
+        """The medians of milliseconds for one text: by the model alone, and over HTTP; in turns, a few texts each."""
+        direct: list[float] = []
+        asked: list[float] = []
+        with contextlib.closing(_Client(url, self._key)) as client:
+            for part in range(_TURNS):
+                seed = _TURNS * number + part
+                direct += offline.ask("direct", _A_TURN, seed)
+                asked += [client.ask(text) for text in offline.sample(_A_TURN, seed)]
+        return median(direct), median(asked)
 
     def _check_log(self) -> None:
         """A request log that leaves requests out would be a cheap one."""
@@ -126,28 +141,28 @@ class _Measure:
 
     def _start(self, stack: contextlib.ExitStack, method: str) -> dict[str, str]:
         urls = {name: self._peer(stack, name, wait=False) for name in ("plain_fastapi", "lit")}
-        port = _free_port()
+        port = free_port()
         command = [sys.executable, "-m", "benchmarks.serving.ours", self._case, str(port), str(self._requests)]
         environment = {"GPUSERVE_API_KEYS": f"bench:{self._key}", "OMP_WAIT_POLICY": "PASSIVE"}
         with (self._folder / f"{self._case}-ours.log").open("w") as log:
-            stack.enter_context(_process(command, environment, log))
+            stack.enter_context(process(command, environment, log))
         urls["ours"] = f"http://127.0.0.1:{port}/{method}"
-        asgi, served = stack.enter_context(deployed(self._case, self._key, _free_port(), self._folder))
+        asgi, served = stack.enter_context(deployed(self._case, self._key, free_port(), self._folder))
         urls |= {"ingress": f"{served}/{method}", "asgi": f"{asgi}/{method}"}
         for url in urls.values():
             self._wait(url)
         return urls
 
     def _peer(self, stack: contextlib.ExitStack, name: str, *, wait: bool = True) -> str:
-        port = _free_port()
+        port = free_port()
         url = f"http://127.0.0.1:{port}/predict"
         command = [peers.python(name), str(peers.PROGRAMS / f"{name}.py"), self._case, str(port)]
         if name == "bento":
             command = [peers.python(name), "-m", "bentoml", "serve", "bento:Noop", "--port", str(port)]
         with (self._folder / f"{name}.log").open("w") as log:
-            process = stack.enter_context(_process(command, {}, log, peers.PROGRAMS))
+            running = stack.enter_context(process(command, {}, log, peers.PROGRAMS))
         if wait:
-            self._wait(url, process)
+            self._wait(url, running)
         return url
 
     def _wait(self, url: str, process: subprocess.Popen[bytes] | None = None) -> None:
@@ -239,46 +254,45 @@ class _Offline:
         return json.loads(line)
 
 
-def _one_client(url: str, key: str, texts: list[str]) -> float:
-    """The median of milliseconds that one client waits, with a connection that it keeps."""
-    from http.client import HTTPConnection
-    from urllib.parse import urlsplit
+class _Client:
+    """One client, with a connection that it keeps, and next to no work of its own."""
 
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
-    address = urlsplit(url)
-    connection = HTTPConnection(address.netloc, timeout=60)
-    spent = []
-    for text in texts:
+    def __init__(self, url: str, key: str) -> None:
+        address = urlsplit(url)
+        self._head = (
+            f"POST {address.path} HTTP/1.1\r\nHost: {address.netloc}\r\nAuthorization: Bearer {key}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: "
+        ).encode()
+        self._socket = socket.create_connection((str(address.hostname), int(address.port or 80)), timeout=60)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def ask(self, text: str) -> float:
+        """The milliseconds that the answer takes."""
         body = json.dumps({"input": text}).encode()
+        request = self._head + f"{len(body)}\r\n\r\n".encode() + body
         began = time.perf_counter()
-        connection.request("POST", address.path, body, headers)
-        answer = connection.getresponse()
-        answer.read()
-        spent.append(time.perf_counter() - began)
-    connection.close()
-    return 1000 * median(spent)
+        self._socket.sendall(request)
+        head, _, answer = self._until(b"\r\n\r\n").partition(b"\r\n\r\n")
+        length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+        missing = int(length.partition(b":")[2]) - len(answer)
+        while missing > 0:
+            missing -= len(self._received())
+        spent = 1000 * (time.perf_counter() - began)
+        if not head.startswith(b"HTTP/1.1 200 "):
+            raise RuntimeError(f"answered with {head[:200]!r}")
+        return spent
 
+    def _until(self, end: bytes) -> bytes:
+        found = b""
+        while end not in found:
+            found += self._received()
+        return found
 
-@contextlib.contextmanager
-def _process(
-    command: list[str], environment: dict[str, str], log: Any, folder: Path | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
-    whole = {**os.environ, **environment}
-    process = subprocess.Popen(command, env=whole, cwd=folder, stdout=log, stderr=subprocess.STDOUT, process_group=0)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, 9)  # workers that outlive it would be loaded beside the next
+    def _received(self) -> bytes:
+        found = self._socket.recv(1 << 16)
+        if not found:
+            raise RuntimeError("the server hung up")
+        return found
 
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        port: int = held.getsockname()[1]
-        return port
+    def close(self) -> None:
+        self._socket.close()

@@ -132,7 +132,7 @@ def _summary(raw: dict[str, list[float]], mib: int) -> list[dict[str, Any]]:
         ),
         line(
             "copying every byte, verified meanwhile / the longer of the two alone",
-            spent["copy_verified"], max(spent["copy"], spent["verify"]), _TOGETHER_BAR,
+            spent["copy_verified"], max(spent["copy"], spent["verify"]), None,  # each alone keeps every core busy
         ),
         line(
             "copying every byte, verified meanwhile / one after the other",

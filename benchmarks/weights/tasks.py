@@ -82,9 +82,9 @@ def fetch_ours(url: str, commit: str, target: str) -> float:
     """A fetch into an empty store: hashed as it comes, synced, read back, published."""
     os.environ["HF_ENDPOINT"] = url
 
+    from gpuserve.runtime.lease import NoLease
     from gpuserve.runtime.ports import PlainFolder
     from gpuserve.runtime.weights.fetch import FetchRun
-    from gpuserve.runtime.weights.lease import NoLease
     from gpuserve.runtime.weights.store import WeightsStore
     from gpuserve.specs.source import HubSource
 

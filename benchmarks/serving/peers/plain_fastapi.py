@@ -1,6 +1,7 @@
 """FastAPI on uvicorn with uvloop and httptools, one `encode` a request in its thread pool: what most people write."""
 
 import sys
+import time
 from typing import Any
 
 import uvicorn
@@ -20,6 +21,13 @@ if sys.argv[1] == "noop":
     async def predict(body: Body) -> dict[str, str]:
         return {"output": body.input}
 
+elif sys.argv[1] == "slow":
+
+    @app.post("/predict")
+    def wait(body: Body) -> dict[str, str]:
+        time.sleep(0.05)
+        return {"output": body.input}
+
 else:
     from minilm import open_model
 
@@ -30,4 +38,9 @@ else:
         return {"output": model.encode(body.input).tolist()}
 
 
-uvicorn.run(app, port=int(sys.argv[2]), loop="uvloop", http="httptools", access_log=False, log_level="warning")
+# 503 beyond so many connections, where there are more callers than places
+most = 64 if sys.argv[1] == "slow" else None
+port = int(sys.argv[2])
+uvicorn.run(
+    app, port=port, loop="uvloop", http="httptools", access_log=False, log_level="warning", limit_concurrency=most
+)

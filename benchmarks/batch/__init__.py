@@ -1,0 +1,1 @@
+"""BatchMapper beside offline `encode`, the guide's own listing, Ray Data, Huey and Celery."""

@@ -1,0 +1,1 @@
+"""Schedules on the engine: how late their inputs are queued."""

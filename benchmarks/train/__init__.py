@@ -1,0 +1,1 @@
+"""A `FineTuneJob` beside the bare `SFTTrainer` with its own checkpoints."""
