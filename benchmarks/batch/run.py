@@ -29,7 +29,7 @@ _PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
 _Raw = dict[str, list[dict[str, Any]]]
 
 
-def main(*, rounds: int = 3, documents: int = 1000, items: int = 30_000, only: Sequence[str] = CASES) -> dict[str, Any]:
+def main(*, rounds: int = 3, documents: int = 1280, items: int = 30_000, only: Sequence[str] = CASES) -> dict[str, Any]:
     """Measure every side in each round, in alternating order; keep every figure.
 
     Args:
@@ -79,6 +79,8 @@ def _sides(case: str, folder: Path, documents: int, items: int) -> list[tuple[st
             ("ours", _own("ours", str(corpus))),
             ("encode", _own("encode", str(corpus))),
             ("guide", _own("guide", str(corpus))),
+            ("guide_fitted", _own("guide_fitted", str(corpus))),
+            ("guide_whole", _own("guide_whole", str(corpus))),
             ("ray", _peer("ray_data", str(corpus), str(_RAY_BATCH))),
         ]
     if case == "queue":
@@ -152,7 +154,7 @@ def _same(raw: _Raw) -> None:
     """
     for one in raw["embed:encode"]:
         plain = one["vectors"]
-        for name in ("ours", "guide", "ray"):
+        for name in ("ours", "guide", "guide_fitted", "guide_whole", "ray"):
             for other in raw[f"embed:{name}"]:
                 pairs = [
                     (a, b) for x, y in zip(plain, other["vectors"], strict=True) for a, b in zip(x, y, strict=True)
@@ -185,7 +187,9 @@ def _summary(raw: _Raw) -> list[dict[str, Any]]:
         ours = _rate(raw, "embed:ours")
         for name, what, bar in (
             ("encode", "offline encode, batches of 32", 1.2),
-            ("guide", "the guide's listing, chunks of 128", 5.0),
+            ("guide_whole", f"the guide's chunks of {_CHUNK} as they come, each one batch", 5.0),
+            ("guide", f"the guide's listing as it stands: encode sorts {_CHUNK} texts into batches of 32", None),
+            ("guide_fitted", "the same, fitted to two cores", None),
             ("ray", f"Ray Data map_batches, batches of {_RAY_BATCH}", 1.2),
         ):
             line(f"a whole run, packed over its window / {what}", ours, _rate(raw, f"embed:{name}"), "docs/s", bar)

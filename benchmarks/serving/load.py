@@ -25,13 +25,25 @@ def find_wrk() -> str:
     return program
 
 
-def wrk(url: str, bodies: Path, *, key: str, seconds: int, clients: int = 32, seed: int = 1) -> dict[str, Any]:
+def wrk(
+    url: str, bodies: Path, *, key: str, seconds: int, clients: int = 32, seed: int = 1, timeout_s: int = 30
+) -> dict[str, Any]:
     """Requests a second and latencies of *url*, asked by *clients* that each wait for their answer.
 
     Raises:
         RuntimeError: If any request failed: its answer was not worth measuring.
     """
-    command = [find_wrk(), "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "30s", "-s", str(_SCRIPT), url]
+    command = [
+        find_wrk(),
+        "-t1",
+        f"-c{clients}",
+        f"-d{seconds}s",
+        "--timeout",
+        f"{timeout_s}s",
+        "-s",
+        str(_SCRIPT),
+        url,
+    ]
     done = subprocess.run(
         [*command, "--", str(bodies), key, str(seed)], stdout=subprocess.PIPE, text=True, check=True, timeout=120
     )

@@ -12,7 +12,7 @@ from gpuserve.models.embeddings import EmbeddingServer
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Embed", "Noop", "Slow"]
+__all__ = ["Embed", "Generate", "Noop", "Slow"]
 
 
 class Noop(gpuserve.WarmModelServer):
@@ -36,6 +36,25 @@ class Slow(Noop):
         """Wait as a model would have its device work."""
         time.sleep(0.05)
         return batch
+
+
+class Generate(gpuserve.WarmModelServer):
+    """Continues each prompt by a random Llama, as its peers do."""
+
+    image = gpuserve.ImageSpec.debian()
+    # a batch takes as long as a prompt alone, so that those who come back a moment later are worth waiting for
+    batching = gpuserve.Batching(max_batch_size=32, wait_ms=5)
+
+    def load(self) -> None:
+        """Onto the GPU."""
+        from benchmarks.serving.peers.llama import Llama
+
+        self.llama = Llama()
+
+    @gpuserve.batched
+    def predict(self, batch: list[str]) -> list[list[int]]:
+        """Generate."""
+        return self.llama.generate(batch)
 
 
 class Embed(EmbeddingServer):

@@ -10,17 +10,19 @@ import signal
 import sys
 
 import gpuserve
-from benchmarks.serving.models import Embed, Noop, Slow
+from benchmarks.serving.models import Embed, Generate, Noop, Slow
 from gpuserve.builders.local import runtime_for
 from gpuserve.runtime.http.serve import HttpThread
 from gpuserve.runtime.server import settle
 
 __all__: list[str] = []
 
+_SERVERS = {"noop": Noop, "slow": Slow, "embed": Embed, "generate": Generate}
+
 
 def main(case: str, port: int, log: str) -> None:
     """Serve until SIGTERM."""
-    server: gpuserve.WarmModelServer = {"noop": Noop, "slow": Slow, "embed": Embed}[case]()
+    server: gpuserve.WarmModelServer = _SERVERS[case]()
     http = gpuserve.Http(transport="server", port=port, requests_per_minute=1_000_000, burst=1_000_000)
     type(server).http = http
     type(server).telemetry = gpuserve.Telemetry(file=log)

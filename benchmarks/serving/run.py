@@ -11,8 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -23,7 +21,7 @@ from benchmarks.record import keep, machine, median
 from benchmarks.serving import peers
 from benchmarks.serving.engine import deployed
 from benchmarks.serving.load import find_wrk, wrk
-from benchmarks.serving.processes import free_port, process
+from benchmarks.serving.processes import answer, free_port, process, wait_for
 from benchmarks.serving.summary import summary_of
 from gpuserve.models.embeddings import LONGEST
 from gpuserve.quickstart.corpus import standard_library_docstrings
@@ -150,7 +148,7 @@ class _Measure:
         asgi, served = stack.enter_context(deployed(self._case, self._key, free_port(), self._folder))
         urls |= {"ingress": f"{served}/{method}", "asgi": f"{asgi}/{method}"}
         for url in urls.values():
-            self._wait(url)
+            wait_for(url, self._key, _START_S)
         return urls
 
     def _peer(self, stack: contextlib.ExitStack, name: str, *, wait: bool = True) -> str:
@@ -162,25 +160,8 @@ class _Measure:
         with (self._folder / f"{name}.log").open("w") as log:
             running = stack.enter_context(process(command, {}, log, peers.PROGRAMS))
         if wait:
-            self._wait(url, running)
+            wait_for(url, self._key, _START_S, running)
         return url
-
-    def _wait(self, url: str, process: subprocess.Popen[bytes] | None = None) -> None:
-        until = time.monotonic() + _START_S
-        while time.monotonic() < until:
-            if process is not None and process.poll() is not None:
-                raise RuntimeError(f"its process ended with {process.returncode}")
-            with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-                self._answer(url, "hello")
-                return
-            time.sleep(0.1)
-        raise RuntimeError(f"{url} did not answer within {_START_S:g} s")
-
-    def _answer(self, url: str, text: str) -> Any:
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
-        request = urllib.request.Request(url, json.dumps({"input": text}).encode(), headers)  # noqa: S310 (loopback)
-        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
-            return json.load(answer)["output"]
 
     def _load_all(self, urls: dict[str, str], only_round: int | None = None) -> None:
         for number in range(self._rounds) if only_round is None else (only_round,):
@@ -204,7 +185,7 @@ class _Measure:
         expected = np.array(offline.ask("vectors", 32, 7))
         largest = 0.0
         for name, url in urls.items():
-            found = float(np.abs(np.array([self._answer(url, text) for text in texts]) - expected).max())
+            found = float(np.abs(np.array([answer(url, text, self._key) for text in texts]) - expected).max())
             if found > _TOLERANCE:
                 raise RuntimeError(f"{name} answers differently from encode by {found:.1e}")
             largest = max(largest, found)

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarks.record import keep, machine, median
 
-__all__ = ["main"]
+__all__ = ["compare", "main", "prepare"]
 
-_STEPS, _EVERY, _BATCH, _LENGTH = 60, 20, 8, 128
+_SIDES = ("ours", "bare")
+_STEPS, _EVERY, _TURN, _BATCH, _LENGTH = 60, 20, 4, 8, 128
 _BAR = 0.97
 
 
 def main(*, rounds: int = 3) -> dict[str, Any]:
-    """Measure both in each round, in alternating order; keep every figure.
+    """Measure both in each round, in turns; keep every figure.
 
     Args:
         rounds: How often each is run, in a process of its own.
     """
-    raw: dict[str, list[float]] = {"ours": [], "bare": []}
+    raw: dict[str, list[float]] = {side: [] for side in _SIDES}
     losses: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="gpuserve-bench-") as folder:
-        _task("prepare", folder, {})
+        prepare(Path(folder))
         for number in range(max(3, rounds)):
-            for side in ("ours", "bare")[:: 1 if number % 2 == 0 else -1]:
-                told = _task(side, folder, {"number": number})
-                raw[side].append(told["steps"] / told["seconds"])
+            for side, told in compare(Path(folder), {"number": number}).items():
+                raw[side].append(told["steps_per_s"])
                 losses[side] = told["loss"]
                 sys.stderr.write(f"round {number}, {side}: {raw[side][-1]:.2f} steps/s, loss {told['loss']:.4f}\n")
     if losses["ours"] != losses["bare"]:
@@ -39,8 +41,8 @@ def main(*, rounds: int = 3) -> dict[str, Any]:
     report = {
         "machine": machine(("gpuserve", "peft", "torch", "transformers", "trl")),
         "counts": {
-            "rounds": max(3, rounds), "steps": _STEPS, "steps a checkpoint": _EVERY, "rows a step": _BATCH,
-            "tokens a row": _LENGTH,
+            "rounds": max(3, rounds), "steps": _STEPS, "steps a turn": _TURN, "steps a checkpoint": _EVERY,
+            "rows a step": _BATCH, "tokens a row": _LENGTH,
         },
         "summary": [
             {
@@ -54,11 +56,59 @@ def main(*, rounds: int = 3) -> dict[str, Any]:
     return report
 
 
-def _task(name: str, folder: str, told: dict[str, Any]) -> dict[str, Any]:
-    given = {"folder": folder, "steps": _STEPS, "every": _EVERY, "batch": _BATCH, "length": _LENGTH, **told}
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.train.tasks", name, json.dumps(given)],
-        stdout=subprocess.PIPE, text=True, check=True, timeout=600, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+def prepare(folder: Path) -> None:
+    """Make the small model and the rows in *folder*."""
+    with _task("prepare", _told(folder, {})) as running:
+        running.communicate()
+
+
+def compare(folder: Path, told: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Run both sides in turns of a few steps; what each has told, with its steps a second.
+
+    Raises:
+        RuntimeError: If one fails.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    with contextlib.ExitStack() as stack:
+        running = {side: stack.enter_context(_task(side, _told(folder, told))) for side in _SIDES}
+        for one in running.values():
+            _until_its_turn(one)
+        while len(found) < len(running):
+            for side, one in running.items():
+                if side not in found and (last := _until_its_turn(one, go=True)) is not None:
+                    answer = json.loads(last)
+                    found[side] = {**answer, "steps_per_s": answer["steps"] / answer["seconds"]}
+    return found
+
+
+def _told(folder: Path, told: dict[str, Any]) -> dict[str, Any]:
+    given = {"steps": _STEPS, "every": _EVERY, "batch": _BATCH, "length": _LENGTH, "turn": _TURN}
+    return {"folder": str(folder), **given, **told}
+
+
+@contextlib.contextmanager
+def _task(name: str, told: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "benchmarks.train.tasks", name, json.dumps(told)]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], **pipes) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+def _until_its_turn(running: subprocess.Popen[str], *, go: bool = False) -> str | None:
+    """Let it go on, and wait until it is to wait again; its last line if it has ended instead."""
+    if running.stdin is None or running.stdout is None:
+        raise RuntimeError("no pipes")
+    if go:
+        running.stdin.write("go\n")
+        running.stdin.flush()
+    last = ""
+    for line in running.stdout:
+        if line == "turn\n":
+            return None
+        last = line
+    if running.wait():
+        raise RuntimeError(f"{running.args!r} ended with {running.returncode}")
+    return last

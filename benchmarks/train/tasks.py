@@ -1,4 +1,7 @@
-"""One side of the comparison, in a process of its own: the seconds from the first step to the last checkpoint."""
+"""One side of the comparison, in a process of its own: the seconds from the first step to the last checkpoint.
+
+Both sides train in turns of a few steps, so that both meet the same neighbours; what a side waits for is not counted.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,26 @@ from pathlib import Path
 from typing import Any
 
 __all__ = ["TASKS"]
+
+
+def _take_turns(steps: int) -> Callable[[], float]:
+    """Before each so many steps, say so and wait for a line; how long was waited up to now."""
+    from trl import SFTTrainer
+
+    real, waited, done = SFTTrainer.training_step, [0.0], [0]
+
+    def in_turn(self: Any, *given: Any, **named: Any) -> Any:
+        if done[0] % steps == 0:
+            began = time.perf_counter()
+            sys.stdout.write("turn\n")
+            sys.stdout.flush()
+            sys.stdin.readline()
+            waited[0] += time.perf_counter() - began
+        done[0] += 1
+        return real(self, *given, **named)
+
+    SFTTrainer.training_step = in_turn
+    return lambda: waited[0]
 
 
 def prepare(told: dict[str, Any]) -> dict[str, Any]:
@@ -49,25 +72,27 @@ def ours(told: dict[str, Any]) -> dict[str, Any]:
     from gpuserve.specs.source import FolderSource
     from gpuserve.specs.tuning import Lora
 
-    folder, spent = Path(told["folder"]), {}
+    folder, spent, waited = Path(told["folder"]), {}, _take_turns(told["turn"])
     real = sft.SftSession.train
 
     def timed(self: Any, resume: Any) -> bool:
         began = time.perf_counter()
         whole = real(self, resume)
-        spent["seconds"] = time.perf_counter() - began
+        spent["seconds"] = time.perf_counter() - began - waited()
         return whole
 
     sft.SftSession.train = timed  # type: ignore[method-assign]
 
     class Tune(FineTuneJob):
-        base = FolderSource(folder / "base")
+        base = FolderSource(Path(told.get("llama", folder / "base")))
+        gpu = "H100" if "llama" in told else None
         dataset = FileDataset(folder / "rows.jsonl")
         steps, checkpoint_every, batch_size, max_length = told["steps"], told["every"], told["batch"], told["length"]
-        lora = Lora(rank=16, alpha=32, dropout=0.05)
+        lora = Lora(rank=16, alpha=32, dropout=0.05, four_bit=told.get("four_bit", False))
         learning_rate, schedule, log_every = 1e-3, "linear", 10
 
-    report = Tune.local(f"run-{told['number']}", root=folder / "ours", on_event=lambda _event: None)
+    root = folder / ("ours-4" if told.get("four_bit") else "ours")
+    report = Tune.local(f"run-{told['number']}", root=root, on_event=lambda _event: None)
     losses = [one["loss"] for one in report.history if "loss" in one]
     return {"steps": told["steps"], "seconds": spent["seconds"], "loss": losses[-1]}
 
@@ -77,14 +102,22 @@ def bare(told: dict[str, Any]) -> dict[str, Any]:
     import datasets
     import torch
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
     from trl import SFTConfig, SFTTrainer
 
     folder = Path(told["folder"])
+    base, on_gpu = told.get("llama", folder / "base"), "llama" in told
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    four_bit = {
+        "device_map": {"": 0},
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        ),
+    }  # fmt: skip
     set_seed(42)
     trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32),
-        processing_class=AutoTokenizer.from_pretrained(folder / "base"),
+        model=AutoModelForCausalLM.from_pretrained(base, dtype=dtype, **(four_bit if told.get("four_bit") else {})),
+        processing_class=AutoTokenizer.from_pretrained(base),
         train_dataset=datasets.load_dataset(
             "json", data_files=str(folder / "rows.jsonl"), split="train", cache_dir=str(folder / "cache")
         ),
@@ -95,14 +128,15 @@ def bare(told: dict[str, Any]) -> dict[str, Any]:
             output_dir=str(folder / "bare" / f"run-{told['number']}"),
             max_steps=told["steps"], save_steps=told["every"], save_strategy="steps", save_total_limit=2,
             per_device_train_batch_size=told["batch"], max_length=told["length"], learning_rate=1e-3,
-            lr_scheduler_type="linear", logging_steps=10, seed=42, data_seed=42, bf16=False, report_to="none",
-            gradient_checkpointing=False, dataloader_pin_memory=False, disable_tqdm=True,
+            lr_scheduler_type="linear", logging_steps=10, seed=42, data_seed=42, bf16=on_gpu, report_to="none",
+            gradient_checkpointing=on_gpu, dataloader_pin_memory=on_gpu, disable_tqdm=True,
         ),
     )  # fmt: skip
     set_seed(42)
+    waited = _take_turns(told["turn"])
     began = time.perf_counter()
     trainer.train()
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - began - waited()
     losses = [one["loss"] for one in trainer.state.log_history if "loss" in one]
     return {"steps": told["steps"], "seconds": seconds, "loss": losses[-1]}
 

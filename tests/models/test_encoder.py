@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from importlib.util import find_spec
 from pathlib import Path
@@ -109,6 +110,75 @@ def test_every_accepted_architecture_is_packed_with_equal_vectors(kind, pooling,
     assert encoder.padded_because is None
     for encoder.row_tokens in (1, 50, 100_000):
         assert not differ(encoder.encode(sample), expected)
+
+
+def rows_as_on_a_gpu(monkeypatch, **how):
+    """Lay rows as a GPU has them, without one; what is computed is the same."""
+    from gpuserve.models import row
+
+    real = row.Row.of
+    monkeypatch.setattr(row.Row, "of", lambda pack, device, **_: real(pack, device, **how))
+
+
+@pytest.mark.parametrize("most", [64, 1000, 32_768])
+@pytest.mark.parametrize(("kind", "pooling"), [("bert", "mean"), ("roberta", "cls"), ("distilbert", "max")])
+def test_rows_that_a_gpu_takes_in_padded_parts_give_equal_vectors(kind, pooling, most, tmp_path, monkeypatch):
+    rows_as_on_a_gpu(monkeypatch, most=most)
+    model = tiny(kind, tmp_path, pooling)
+    sample = texts(seed=12)
+    expected = model.encode(sample, normalize_embeddings=True)
+    encoder = encoder_of(model)
+    assert encoder.padded_because is None
+    for encoder.row_tokens in (1, 50, 100_000):
+        assert not differ(encoder.encode(sample), expected)
+
+
+def test_a_kernel_of_variable_length_is_given_whole_rows_with_their_offsets(tmp_path, monkeypatch):
+    import torch
+
+    from gpuserve.models import encoder as module
+
+    calls = []
+
+    def kernel(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k):
+        """As `torch.nn.attention.varlen.varlen_attn`, which is for GPUs alone, documents itself."""
+        assert query.dim() == key.dim() == value.dim() == 3
+        assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+        assert max_q == max_k == int((cu_seq_q[1:] - cu_seq_q[:-1]).max())
+        calls.append(len(cu_seq_q) - 1)
+        parts = [
+            torch.nn.functional.scaled_dot_product_attention(*(x[a:b].transpose(0, 1) for x in (query, key, value)))
+            for a, b in itertools.pairwise(cu_seq_q)
+        ]
+        return torch.cat([one.transpose(0, 1) for one in parts])
+
+    monkeypatch.setattr(module, "_varlen", kernel)
+    rows_as_on_a_gpu(monkeypatch, most=1000, varlen=True)
+    model = tiny("bert", tmp_path, "mean")
+    sample = texts(seed=13)
+    expected = model.encode(sample, normalize_embeddings=True)
+    encoder = encoder_of(model)
+    assert encoder.padded_because is None
+    encoder.row_tokens = 100_000
+    calls.clear()
+    assert not differ(encoder.encode(sample), expected)
+    assert calls == [len(sample)] * 2  # a call a layer
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_model_in_half_precision_is_packed_within_its_own_rounding(dtype, tmp_path):
+    import torch
+
+    model = tiny("bert", tmp_path, "mean").to(getattr(torch, dtype))
+    sample = texts(seed=14)
+    expected = model.encode(sample, normalize_embeddings=True)
+    alone = model.encode(sample, normalize_embeddings=True, batch_size=1)
+    encoder = encoder_of(model)
+    assert encoder.padded_because is None
+    far = np.abs(encoder.encode(sample) - expected.astype(np.float32)).max()
+    own = np.abs(alone.astype(np.float32) - expected.astype(np.float32)).max()
+    print(f"{dtype}: packed differs by {far:.1e}, other batches by {own:.1e}")
+    assert far <= {"float16": 2e-3, "bfloat16": 1.6e-2}[dtype]
 
 
 def test_a_model_with_relative_positions_is_padded_and_says_why(tmp_path):

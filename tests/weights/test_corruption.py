@@ -13,7 +13,7 @@ from weights_hub import COMMIT, REPO, model_files
 import gpuserve
 from gpuserve.runtime.ports import PlainFolder
 from gpuserve.runtime.weights.fetch import begin_reading
-from gpuserve.runtime.weights.headers import check_safetensors
+from gpuserve.runtime.weights.headers import read_header
 from gpuserve.runtime.weights.manifest import SnapshotManifest, _canonical
 from gpuserve.runtime.weights.snapshot import open_snapshot
 from gpuserve.runtime.weights.store import WeightsStore
@@ -229,7 +229,7 @@ def test_a_header_that_does_not_describe_its_file_is_refused(tmp_path, data, rea
     path = tmp_path / "m.safetensors"
     path.write_bytes(data)
     with pytest.raises(gpuserve.WeightsCorruptError, match=reason):
-        check_safetensors(path, path.name)
+        read_header(path, path.name)
 
 
 def test_a_snapshot_that_is_taken_away_while_it_is_checked_is_missing_or_damaged_and_nothing_else(root):

@@ -5,7 +5,7 @@ from typing import Any
 
 import litserve
 
-EMBEDS = sys.argv[1] == "embed"
+EMBEDS, GENERATES = sys.argv[1] == "embed", sys.argv[1] == "generate"
 
 
 class Api(litserve.LitAPI):
@@ -14,11 +14,17 @@ class Api(litserve.LitAPI):
             from minilm import open_model
 
             self.model = open_model()
+        if GENERATES:
+            from llama import Llama
+
+            self.llama = Llama()
 
     def decode_request(self, request: dict[str, str]) -> str:
         return request["input"]
 
     def predict(self, given: Any) -> Any:
+        if GENERATES:
+            return self.llama.generate(given)
         return list(self.model.encode(given)) if EMBEDS else given
 
     def encode_response(self, output: Any) -> dict[str, Any]:
@@ -26,6 +32,6 @@ class Api(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    batching = {"max_batch_size": 32, "batch_timeout": 0.005} if EMBEDS else {}
-    server = litserve.LitServer(Api(**batching), accelerator="cpu", workers_per_device=1)
+    batching = {"max_batch_size": 32, "batch_timeout": 0.005} if EMBEDS or GENERATES else {}
+    server = litserve.LitServer(Api(**batching), accelerator="auto", workers_per_device=1)
     server.run(host="127.0.0.1", port=int(sys.argv[2]), log_level="warning", generate_client_file=False)

@@ -28,6 +28,15 @@ elif sys.argv[1] == "slow":
         time.sleep(0.05)
         return {"output": body.input}
 
+elif sys.argv[1] == "generate":
+    from llama import Llama
+
+    llama = Llama()
+
+    @app.post("/predict")
+    def generate(body: Body) -> dict[str, Any]:
+        return {"output": llama.generate([body.input])[0]}
+
 else:
     from minilm import open_model
 

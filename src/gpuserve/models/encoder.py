@@ -3,8 +3,13 @@
 Its own layers run over one row of whole sequences laid end to end; only attention knows where each begins, and
 positions start again at each. Pooling and all that follows are sentence-transformers' own.
 
+Attention runs over parts of a row: on a processor over sequences of one length, without a mask; on a GPU, where each
+launch costs more than what few sequences compute, over many of like length, with a mask. In half precision a GPU has
+kernels of variable length, which take the row as it is.
+
 Source:
-    ``transformers.AttentionInterface`` is the documented way to give a model another attention function.
+    ``transformers.AttentionInterface`` is the documented way to give a model another attention function, and
+    ``torch.nn.attention.varlen`` torch's to kernels of variable length, for half precision alone.
 """
 
 from __future__ import annotations
@@ -19,7 +24,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from gpuserve.models.row import Row
 from gpuserve.runtime.packing import Pack, pack
+
+try:
+    from torch.nn.attention.varlen import varlen_attn as _varlen
+except ImportError:  # Source: torch 2.10 is the first to have it
+    _varlen = None
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -28,9 +39,12 @@ __all__ = ["TOLERANCE", "SentenceEncoder"]
 
 # Between our output and sentence-transformers' own, at most this. Source: float32's rounding over a dozen layers.
 TOLERANCE = 1e-5
-# Tokens in a row, to choose from at warm-up: small rows fit a processor's cache, large ones a GPU.
+# The same for a model in another precision. Source: two units in the last place of a number near 1, which is what such
+# a model's own answers differ by with the batch that a text is in.
+_TOLERANCES = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+# Tokens in a row, to choose from at warm-up: small rows fit a processor's cache, large ones fill a GPU.
 _ROWS = (256, 512, 1024, 2048)
-_GPU_ROWS = (4096, 16384, 65536)
+_GPU_ROWS = (1024, 4096, 16384, 65536)
 _IMPLEMENTATION = "gpuserve_packed"
 # What each architecture calls its first position. Source: transformers 5's modelling files; RoBERTa and its kin begin
 # after the padding index. Architectures whose attention is more than softmax(QK)V over the whole text (relative
@@ -54,7 +68,7 @@ def _attend(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    packing: Pack | None = None,
+    packing: Row | None = None,
     scaling: float | None = None,
     **rest: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -67,13 +81,15 @@ def _attend(
             module, query, key, value, attention_mask, scaling=scaling, **rest
         )
         return plain
+    if packing.offsets is not None:
+        whole = (one[0].transpose(0, 1) for one in (query, key, value))
+        return _varlen(*whole, packing.offsets, packing.offsets, packing.longest, packing.longest)[None], None
     _, heads, tokens, width = query.shape
     answer = query.new_empty((tokens, heads, width))
-    for group in packing.groups:
-        shape = (heads, group.count, group.length, width)
-        q, k, v = (one[0, :, group.start : group.end].view(shape).transpose(0, 1) for one in (query, key, value))
-        found = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scaling)
-        answer[group.start : group.end] = found.transpose(1, 2).reshape(-1, heads, width)
+    for part in packing.parts:
+        q, k, v = (part.spread(one[0, :, part.start : part.end]) for one in (query, key, value))
+        found = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=part.mask, scale=scaling)
+        answer[part.start : part.end] = part.gather(found)
     return answer[None], None
 
 
@@ -98,9 +114,13 @@ class SentenceEncoder:
         self.row_tokens = _ROWS[-2]
         self._normalize = normalize
         self._transformer: Any = model[0]
+        self._varlen = model.device.type == "cuda" and model.dtype in _TOLERANCES and _varlen is not None
         self.padded_because = self._reason_to_pad()
         if self.padded_because is None:
             self.padded_because = self._try_packing()
+            if self._varlen and self.padded_because is not None:  # the kernels are not for this GPU, or this torch
+                self._varlen = False
+                self.padded_because = self._try_packing()
 
     @property
     def dimensions(self) -> int:
@@ -142,11 +162,12 @@ class SentenceEncoder:
             self.encode(["warm"])
             return
         on_gpu = self.model.device.type != "cpu"
-        # lengths as texts have them: many short, few long
-        texts = [" ".join(["word"] * words) for words in (4, 6, 8, 12, 16, 24, 40, 64, 120, 200)] * 4
+        # lengths as texts have them: many short, few long; for a GPU enough of them to fill its largest row
+        texts = [" ".join(["word"] * words) for words in (4, 6, 8, 12, 16, 24, 40, 64, 120, 200)]
+        texts *= 4 if not on_gpu else 130
         rates: dict[int, float] = {}
         began = time.perf_counter()
-        for row_tokens in (*_ROWS, *(_GPU_ROWS if on_gpu else ())):
+        for row_tokens in _GPU_ROWS if on_gpu else _ROWS:
             self.row_tokens = row_tokens
             if not rates:
                 self.encode(texts[:10])  # the first run allocates
@@ -186,21 +207,18 @@ class SentenceEncoder:
         ids = torch.tensor([[token for place in row.order for token in sequences[place]]], device=device)
         restarted = [torch.arange(group.length).repeat(group.count) for group in row.groups]
         positions = (torch.cat(restarted) + self._first_position)[None].to(device)
-        hidden = network(input_ids=ids, position_ids=positions, packing=row).last_hidden_state[0]
-        pooled = [
-            self._pool(hidden[group.start : group.end].view(group.count, group.length, -1)) for group in row.groups
-        ]
+        laid = Row.of(row, device, varlen=self._varlen)
+        hidden = network(input_ids=ids, position_ids=positions, packing=laid).last_hidden_state[0]
+        pooled = [self._pool(*part.batch(hidden[part.start : part.end])) for part in laid.parts]
         features: dict[str, Any] = {"sentence_embedding": torch.cat(pooled)}
         for module in list(self.model)[2:]:
             features = module(features)
         vectors: torch.Tensor = features["sentence_embedding"]
         return torch.nn.functional.normalize(vectors, dim=1) if self._normalize else vectors
 
-    def _pool(self, hidden: torch.Tensor) -> torch.Tensor:
-        whole = torch.ones(hidden.shape[:2], dtype=torch.long, device=hidden.device)
-        pooled: torch.Tensor = self.model[1]({"token_embeddings": hidden, "attention_mask": whole})[
-            "sentence_embedding"
-        ]
+    def _pool(self, batch: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+        given = {"token_embeddings": batch, "attention_mask": inside}
+        pooled: torch.Tensor = self.model[1](given)["sentence_embedding"]
         return pooled
 
     @property
@@ -231,7 +249,7 @@ class SentenceEncoder:
             network.set_attn_implementation(before)
             return f"packing failed with {type(error).__name__}: {error}"
         difference = float(np.abs(found - expected).max())
-        if not difference <= TOLERANCE:
+        if not difference <= _TOLERANCES.get(self.model.dtype, TOLERANCE):
             network.set_attn_implementation(before)
             return f"packed vectors differ from the model's own by {difference:.1e}"
         return None

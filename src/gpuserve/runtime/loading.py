@@ -1,4 +1,4 @@
-"""Tensors of a verified folder, mapped from its files and copied only where the device asks for it."""
+"""Tensors of a verified folder: mapped from its files for the CPU, and for a GPU copied from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def load_safetensors(path: Path, *, device: str = "cpu") -> dict[str, torch.Tens
     """Every tensor of a safetensors file, or of all those in a folder, by its name.
 
     On the CPU the tensors are views of the mapped files: nothing is copied, and pages are read when they
-    are used. On another device each is copied once.
+    are used. For a GPU several threads read the files into pinned memory, from which it fetches them.
 
     Args:
         path: A file or a folder, as `VolumeWeightsCache.path` gives it.
@@ -68,7 +68,15 @@ def _files(path: Path) -> list[Path]:
 
 
 def _tensors(file: Path, device: str) -> Iterator[tuple[str, torch.Tensor]]:
+    import torch
     from safetensors import safe_open
+
+    from gpuserve.runtime.device_copy import copy_to_device
+
+    copied = copy_to_device(file, torch.device(device)) if torch.device(device).type == "cuda" else None
+    if copied is not None:
+        yield from copied.items()
+        return
 
     with safe_open(file, framework="pt", device=device) as opened:
         for name in opened.keys():  # noqa: SIM118 (no mapping, but safetensors' own handle)

@@ -20,7 +20,7 @@ from gpuserve.exceptions import (
 )
 from gpuserve.runtime.lease import Lease
 from gpuserve.runtime.weights.folder import FolderOrigin
-from gpuserve.runtime.weights.headers import check_safetensors
+from gpuserve.runtime.weights.headers import read_header
 from gpuserve.runtime.weights.hub import HubOrigin
 from gpuserve.runtime.weights.manifest import ManifestFile, SnapshotManifest, strict_json
 from gpuserve.runtime.weights.selection import is_safe, selected
@@ -206,7 +206,7 @@ class FetchRun:
             files = [_file(one, digests[one.content], plain) for one in entries]
             for one in entries:
                 if one.path.endswith(".safetensors"):
-                    check_safetensors(workspace.part_path(one), one.path)
+                    read_header(workspace.part_path(one), one.path)
             self._check_adapter(workspace, {one.path: one for one in entries})
             manifest = SnapshotManifest.of(self.source, commit, files)
             workspace.assemble(entries, manifest)

@@ -1,15 +1,16 @@
-"""The header of a safetensors file, checked before any loader sees it."""
+"""The header of a safetensors file, checked before anything is loaded by it."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpuserve.exceptions import UnsafeWeightsError, WeightsCorruptError
 from gpuserve.runtime.weights.manifest import strict_json
 
-__all__ = ["check_safetensors"]
+__all__ = ["Span", "read_header"]
 
 # Source: safetensors 0.8.0, the format's own limit on a header.
 _LONGEST_HEADER = 100_000_000
@@ -23,8 +24,25 @@ _MOST_DIMENSIONS = 64
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
-def check_safetensors(path: Path, name: str) -> None:
-    """Refuse a file whose header does not describe exactly its own bytes.
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where a tensor lies.
+
+    Attributes:
+        begin: Its first byte, counted from the first tensor.
+        end: The byte after its last.
+        dtype: Its numbers' type, as safetensors names it.
+        shape: Its shape.
+    """
+
+    begin: int
+    end: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def read_header(path: Path, name: str) -> tuple[int, dict[str, Span]]:
+    """The byte at which tensors begin, and where each lies; a header that does not tell of every byte is refused.
 
     Raises:
         UnsafeWeightsError: If it is a pickle under a safe name.
@@ -43,20 +61,21 @@ def check_safetensors(path: Path, name: str) -> None:
         header = strict_json(file.read(length), name)
     if not isinstance(header, dict):
         raise WeightsCorruptError(name, "its header is not a JSON object")
-    spans = [_span(key, entry, name) for key, entry in header.items() if key != "__metadata__"]
+    spans = {key: _span(key, entry, name) for key, entry in header.items() if key != "__metadata__"}
     texts = header.get("__metadata__", {})
     if not isinstance(texts, dict) or any(not isinstance(text, str) for text in texts.values()):
         raise WeightsCorruptError(name, "__metadata__ is not a map of texts")
     expected = 0
-    for begin, end in sorted(spans):
+    for begin, end in sorted((one.begin, one.end) for one in spans.values()):
         if begin != expected:
             raise WeightsCorruptError(name, f"a tensor begins at byte {begin:,}, expected at {expected:,}")
         expected = end
     if 8 + length + expected != size:
         raise WeightsCorruptError(name, f"its tensors end at byte {8 + length + expected:,}, the file at {size:,}")
+    return 8 + length, spans
 
 
-def _span(key: str, entry: Any, name: str) -> tuple[int, int]:
+def _span(key: str, entry: Any, name: str) -> Span:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise WeightsCorruptError(name, f"the tensor {key[:80]!r} is not told by dtype, shape and data_offsets")
     bits, shape, offsets = _BITS.get(str(entry["dtype"])), entry["shape"], entry["data_offsets"]
@@ -67,7 +86,7 @@ def _span(key: str, entry: Any, name: str) -> tuple[int, int]:
     got, needed = 8 * (offsets[1] - offsets[0]), bits * math.prod(shape)
     if got != needed:
         raise WeightsCorruptError(name, f"the tensor {key[:80]!r} needs {needed:,} bits and is given {got:,}")
-    return offsets[0], offsets[1]
+    return Span(offsets[0], offsets[1], str(entry["dtype"]), tuple(shape))
 
 
 def _counts(values: Any) -> bool:

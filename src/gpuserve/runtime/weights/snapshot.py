@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpuserve.exceptions import ChecksumMismatchError, WeightsCorruptError, WeightsNotFoundError
-from gpuserve.runtime.weights.headers import check_safetensors
+from gpuserve.runtime.weights.headers import read_header
 from gpuserve.runtime.weights.manifest import LARGEST_MANIFEST, MANIFEST, ManifestFile, SnapshotManifest
 from gpuserve.runtime.weights.steps import files_below, read_plain, sha256_of
 
@@ -97,7 +97,7 @@ class Verification:
         """
         for one in self._tensors:
             with _that_may_vanish(one):
-                check_safetensors(self.snapshot.path / one.path, one.path)
+                read_header(self.snapshot.path / one.path, one.path)
         for done in self._others:
             done.result()
 
@@ -176,7 +176,7 @@ def _check(folder: Path, file: ManifestFile) -> None:
         raise ChecksumMismatchError(file.path, file.sha256, got)
     if file.path.endswith(_TENSORS):
         with _that_may_vanish(file):
-            check_safetensors(path, file.path)
+            read_header(path, file.path)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""What needs a GPU: weights onto it, packed encoding, servers beside peers, fine-tuning."""
