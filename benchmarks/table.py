@@ -57,8 +57,8 @@ with uvicorn's `limit_concurrency` of 64, which counts connections and closes th
 A Llama of 7 million parameters with LoRA on a CPU, text of the standard library; each figure from a process of its own,
 from the first step to the last checkpoint. Both write a checkpoint every 20 steps and keep two. Ours also syncs each,
 hashes each file, writes its manifest and the report, and looks at loss and gradient before each step; the bare trainer
-writes its model card. They take turns of a few steps, because neighbours on the machine come and go. Both sides must
-end with the same loss to the last digit, or nothing is kept.
+writes its model card. They take turns of a few steps, because neighbours on the machine come and go; the figures are
+those of the round with the median ratio. Both sides must end with the same loss to the last digit, or nothing is kept.
 """,
     "weights": """
 Random safetensors in the page cache, each figure from a process of its own. Verifying reads and hashes every file and
