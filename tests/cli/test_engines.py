@@ -112,3 +112,15 @@ def test_a_signal_while_the_engine_starts_leaves_nothing(number, command, cli, u
     process.stdout.close()
     until(lambda: cli.processes() == [])
     assert cli.json("local", "status")["up"] is False
+
+
+@pytest.mark.parametrize(("size", "aside"), [((1 << 20) - 1, False), (1 << 20, True)])
+def test_a_log_that_has_grown_is_put_aside_at_a_start_and_one_such_is_kept(size, aside, cli):
+    cli.home.mkdir(mode=0o700, exist_ok=True)
+    log, old = cli.home / "engine.log", cli.home / "engine.log.1"
+    log.write_text("w" * size)
+    old.write_text("older")
+    cli("local", "up")
+    cli("local", "down")
+
+    assert (log.stat().st_size, old.stat().st_size) == ((0, size) if aside else (size, len("older")))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import modal
 import numpy as np
+import psutil
 import pytest
 
 from gpuserve.engine import LocalEngine
@@ -24,6 +26,9 @@ from gpuserve.quickstart.corpus import Docstring
 
 ROOT = Path(__file__).parents[2]
 KEY = "0123456789abcdef0123456789"
+GPUSERVE = Path(sys.executable).with_name("gpuserve")
+# What somebody may have set for other things: it must not matter.
+ELSEWHERE = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "MODAL_ENVIRONMENT": "prod"}
 
 DOCSTRINGS = (
     Docstring("threads.later", "Run a function later, in another thread."),
@@ -105,3 +110,44 @@ def service(tmp_path_factory: pytest.TempPathFactory, _models: None) -> Iterator
         url = modal.Cls.from_name("gpuserve-quickstart", "Embedder")().web.get_web_url()
         assert url is not None
         yield Service(engine, url)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory, _models: None) -> Iterator[Callable[..., Any]]:
+    """Start the command: its process, and the folder that it may leave nothing in."""
+    started = []
+
+    def start(*arguments: str) -> tuple[subprocess.Popen[str], Path]:
+        folder = tmp_path_factory.mktemp("command")
+        (folder / "tmp").mkdir()
+        process = subprocess.Popen(
+            [GPUSERVE, "quickstart", *arguments],
+            env={**os.environ, **ELSEWHERE, "TMPDIR": str(folder / "tmp"), "GPUSERVE_HOME": str(folder / "home")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # whoever runs the tests may ignore it, as a shell does for what it runs in the background
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+        )
+        started.append(process)
+        return process, folder
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="session")
+def end() -> Callable[[subprocess.Popen[str], int], tuple[int, str, str, list[psutil.Process]]]:
+    """Send a signal; the exit code, the last output, and the processes that are still there."""
+
+    def end(process: subprocess.Popen[str], number: int) -> tuple[int, str, str, list[psutil.Process]]:
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert children, "an engine has processes"
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        _, alive = psutil.wait_procs(children, timeout=10)
+        return process.returncode, out, err, [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
+
+    return end

@@ -2,10 +2,8 @@
 
 import io
 import json
-import os
 import signal
 import subprocess
-import sys
 import urllib.request
 import venv
 from pathlib import Path
@@ -18,51 +16,9 @@ from rich.console import Console
 import gpuserve
 from gpuserve.quickstart.report import Report, progress, show
 
-GPUSERVE = Path(sys.executable).with_name("gpuserve")
-
-
-# What somebody may have set for other things: it must not matter.
-ELSEWHERE = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "MODAL_ENVIRONMENT": "prod"}
-
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory, _models):
-    """Start the command: its process, and the folder that it may leave nothing in."""
-    started = []
-
-    def start(*arguments):
-        folder = tmp_path_factory.mktemp("command")
-        (folder / "tmp").mkdir()
-        process = subprocess.Popen(
-            [GPUSERVE, "quickstart", *arguments],
-            env={**os.environ, **ELSEWHERE, "TMPDIR": str(folder / "tmp"), "GPUSERVE_HOME": str(folder / "home")},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            # whoever runs the tests may ignore it, as a shell does for what it runs in the background
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
-        )
-        started.append(process)
-        return process, folder
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-def end(process, number):
-    """Send a signal; the exit code, the last output, and the processes that are still there."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert children, "an engine has processes"
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    _, alive = psutil.wait_procs(children, timeout=10)
-    return process.returncode, out, err, [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
-
-
-@pytest.fixture(scope="module")
-def served(start):
+def served(start, end):
     process, folder = start("--limit", "30", "--serve", "--json")
     report = json.loads(process.stdout.readline())
     with urllib.request.urlopen(f"{report['url']}/", timeout=60) as answer:
@@ -107,7 +63,7 @@ def test_without_a_terminal_there_is_no_progress_to_be_seen(served):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.heavy)])
-def test_a_signal_in_the_cold_start_ends_everything(start, number):
+def test_a_signal_in_the_cold_start_ends_everything(start, end, number):
     process, folder = start("--limit", "30")
     engine = psutil.Process(process.pid)
     while not any(child.children() for child in engine.children()):  # until the container is there

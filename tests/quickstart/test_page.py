@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -202,3 +203,17 @@ def test_the_page_is_dark_where_the_system_is(page, indexed):
 
     assert brightness["dark"] < 100
     assert brightness["light"] > 600
+
+
+def test_what_quickstart_serve_leaves_up_is_found_and_asked_in_the_browser(chromium, start, end):
+    process, _folder = start("--limit", "30", "--serve", "--json")
+    report = json.loads(process.stdout.readline())
+    page = Page(chromium, report["url"])
+    page.open(report["key"])
+    question = next(iter(report["answers"]))
+    page.press(question, Keys.ENTER)
+    page.wait_for("nearest of 30 in ")
+
+    assert page.names[:3] == [one["name"] for one in report["answers"][question]]
+    assert page.complaints() == []
+    assert end(process, signal.SIGINT)[0] == 0

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
 EXAMPLE = Path(__file__).parents[2] / "examples/nightly_fine_tune"
 
 CHAIN = """
-import asyncio, os, pathlib, signal, threading
+import asyncio, os, pathlib, signal, time
 import modal, gpuserve
 app = modal.App("chain")
 image = gpuserve.ImageSpec.debian("3.11").pip(
@@ -33,7 +33,7 @@ class Plain(gpuserve.FineTuneJob):
     steps, batch_size, max_length, checkpoint_every, log_every = 12, 4, 64, 4, 1
     learning_rate = 1e-2
     lora = gpuserve.Lora(rank=4, dropout=0.1)
-    timeout_s, stop_before_s = 120, 119  # one second: an attempt does one step
+    timeout_s, stop_before_s = 120, 119  # an attempt has one second
 
     def rows(self):
         marker = pathlib.Path("/gpuserve-runs/gpuserve-training/killed-" + self.run)
@@ -43,7 +43,10 @@ class Plain(gpuserve.FineTuneJob):
         return [{"text": f"row {number} of the rows"} for number in range(40)]
 
 @gpuserve.register(app)
-class Chained(Plain): pass
+class Chained(Plain):
+    def rows(self):
+        time.sleep(0.6)  # rows from far away: a second such step does not fit into the second of an attempt
+        return Plain.rows(self)
 
 @gpuserve.register(app, timeout_s=600, stop_before_s=60)
 class Whole(Plain): pass

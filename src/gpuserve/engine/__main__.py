@@ -18,6 +18,9 @@ from gpuserve.engine.running import CONTROL
 from gpuserve.engine.server import IMAGE_CHECKS, IMAGE_MODES, ISOLATIONS, LocalEngine
 from gpuserve.exceptions import EngineError
 
+# From this size on, a start puts the log aside; one such is kept. Source: our choice; an engine writes warnings alone.
+_LOG_BYTES = 1 << 20
+
 
 def main() -> int:
     """Run the engine; its folder has ``engine.json`` (0600) while it is up, and the first output line is the same."""
@@ -53,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
 def _log_to(log: Path, home: Path) -> None:
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if log.exists() and log.stat().st_size >= _LOG_BYTES:
+            log.replace(log.with_name(f"{log.name}.1"))
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     except OSError as error:
         raise unusable(home, error) from error
