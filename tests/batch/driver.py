@@ -2,7 +2,10 @@
 
 import faulthandler
 import json
+import os
 import sys
+import time
+from pathlib import Path
 
 import modal
 
@@ -15,17 +18,21 @@ faulthandler.enable()  # SIGABRT tells where it is, if it does not end
 
 def tell(event):
     if isinstance(event, RunStarted):
+        with Path(os.environ["STARTS"]).open("a") as starts:
+            starts.write(f"{time.monotonic() - began:.3f}\n")
         print(json.dumps({"started": event.epoch, "done": event.done}), flush=True)
 
 
+mapper = gpuserve.BatchMapper(
+    target=modal.Function.from_name("mapped", "digests"),
+    source=gpuserve.Jsonl(corpus, id_field="id", input_field="text"),
+    output=output,
+    batching=gpuserve.MapBatching(window=int(window), max_items=int(items)),
+    retries=gpuserve.MapRetries(max_attempts=2, initial_delay_s=0.05),
+)
+began = time.monotonic()
 try:
-    report = gpuserve.BatchMapper(
-        target=modal.Function.from_name("mapped", "digests"),
-        source=gpuserve.Jsonl(corpus, id_field="id", input_field="text"),
-        output=output,
-        batching=gpuserve.MapBatching(window=int(window), max_items=int(items)),
-        retries=gpuserve.MapRetries(max_attempts=2, initial_delay_s=0.05),
-    ).run(on_event=tell)
+    report = mapper.run(on_event=tell)
 except gpuserve.GpuserveError as error:
     print(json.dumps({"error": type(error).__name__, "message": str(error)}), flush=True)
     sys.exit(4)

@@ -1,4 +1,4 @@
-"""A run whose worker, driver and engine are killed and stopped by the dice of a seed, and what must hold after it."""
+"""A run whose worker, driver, engine, network and disk fail by the dice of a seed, and what must hold after it."""
 
 import contextlib
 import hashlib
@@ -9,7 +9,7 @@ import select
 import signal
 import subprocess
 import sys
-import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -18,6 +18,7 @@ from gpuserve.testing import Down, FaultProxy
 
 HERE = Path(__file__).parent
 PATIENCE_S = 120.0
+ACTIONS = ("worker", "driver", "engine", "stopped", "reset", "full")
 
 
 def corpus(path, count, seed, *, raising=0.001, exiting=0.001, slow=0.01):
@@ -41,19 +42,21 @@ class World:
     """One engine with the app, one driver that reaches it through a network, and a nemesis."""
 
     def __init__(self, folder, source, output, *, seed, window, items):
+        """*output* is below a small file system of its own where its disk is to be filled."""
         print(f"seed {seed}")
         self.dice = random.Random(seed)
         self.folder, self.source, self.output = folder, source, output
         self._shape = (str(window), str(items))
-        self.killed = dict.fromkeys(("worker", "driver", "engine", "stopped", "reset"), 0)
-        self.drivers = 0
-        self.resumed_in_s = []
+        self.killed = dict.fromkeys(ACTIONS, 0)
+        self.stopped = Counter()
+        self.drivers = self.refused = 0
         self.engine = self.driver = None
         self.zombies = []
         (folder / "tmp").mkdir()
         self._start_engine()
         self.network = FaultProxy(self.environment["MODAL_SERVER_URL"], seed=seed).__enter__()
-        self._cli("deploy", str(HERE / "mapped.py"))
+        self.executed = folder / "executed"
+        self._cli("deploy", str(HERE / "mapped.py"), EXECUTED=str(self.executed))
 
     def _start_engine(self):
         with (self.folder / "engine.err").open("ab") as sink:
@@ -67,20 +70,24 @@ class World:
         note = json.loads(self.engine.stdout.readline())
         self.environment = {**os.environ, **{key: value for key, value in note.items() if key.startswith("MODAL_")}}
 
-    def _cli(self, *arguments):
+    def _cli(self, *arguments, **variables):
         command = [sys.executable, "-m", "modal", *arguments]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=100, check=False)
+        environment = {**self.environment, **variables}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def start_driver(self):
         self.drivers += 1
         if self.driver is not None and self.driver.poll() is not None:
             self.driver.stdout.close()
-        self._began = time.monotonic()
         with (self.folder / "driver.err").open("ab") as sink:
             self.driver = subprocess.Popen(
                 [sys.executable, HERE / "driver.py", self.source, self.output, *self._shape],
-                env={**self.environment, "MODAL_SERVER_URL": self.network.url},
+                env={
+                    **self.environment,
+                    "MODAL_SERVER_URL": self.network.url,
+                    "STARTS": str(self.folder / "starts"),
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=sink,
@@ -116,6 +123,38 @@ class World:
             self._start_engine()
         self.killed[victim] += 1
 
+    def stop_for(self, seconds, *, succeed):
+        """SIGSTOP for one of the three."""
+        victim = self.dice.choice(("worker", "driver", "engine"))
+        workers = self._workers()
+        if victim == "driver" or (victim == "worker" and not workers):
+            self.stopped["driver"] += 1
+            self.stop_driver_for(seconds, succeed=succeed)
+            return
+        process = self.dice.choice(workers) if victim == "worker" else psutil.Process(self.engine.pid)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.suspend()
+        self.wait(seconds)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.resume()
+        self.stopped[victim] += 1
+        self.killed["stopped"] += 1
+
+    def fill_disk_for(self, seconds):
+        """Not a block is left where the output is; a driver that is refused one ends, and is started again after."""
+        filler = self.output.parent / "filler"
+        free = os.statvfs(self.output.parent)
+        with filler.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
+        ended = self.wait(seconds)
+        filler.unlink()
+        self.killed["full"] += 1
+        if ended and self.driver.returncode == 4:
+            said = self.driver.stdout.read()
+            assert "DiskFullError" in said, said + (self.folder / "driver.err").read_text()[-4000:]
+            self.refused += 1
+            self.start_driver()
+
     def stop_driver_for(self, seconds, *, succeed):
         """SIGSTOP; where *succeed*, another driver takes over meanwhile, and the first one wakes up behind it."""
         zombie = self.driver
@@ -149,17 +188,19 @@ class World:
             zombie.kill()
             assert zombie.wait(PATIENCE_S) in {0, 4, -signal.SIGKILL}
 
-    def run(self, kills, *, pause_s=(0.2, 2.0), stops=0, stop_s=3.0, resets=0):
+    def run(self, kills, *, pause_s=(0.2, 2.0), stops=0, stop_s=3.0, resets=0, fills=0, fill_s=5.0):
         """Kill so often, each victim in turn by the dice, then let it finish; return what the last driver said."""
         self.start_driver()
         todo = [("worker", "driver", "engine")[number % 3] for number in range(kills)]
-        todo += ["stop"] * stops + ["reset"] * resets
+        todo += ["stop"] * stops + ["reset"] * resets + ["full"] * fills
         self.dice.shuffle(todo)
         for number, one in enumerate(todo):
             if self.wait(self.dice.uniform(*pause_s)):
                 break
             if one == "stop":
-                self.stop_driver_for(stop_s, succeed=number % 2 == 0)
+                self.stop_for(stop_s, succeed=number % 2 == 0)
+            elif one == "full":
+                self.fill_disk_for(fill_s)
             else:
                 self.kill(one)
         return self.finish()
@@ -222,6 +263,23 @@ def problems(output, bad, texts, answer):
         if one["error_type"] != wanted or one["attempts"] < 1:
             found.append(f"{one['id']}: {one['error_type']} after {one['attempts']}, {one['message']}")
     return found
+
+
+def starts(world):
+    """Seconds that each driver took from `run` until it had what it goes on with; not those of its imports."""
+    return [float(line) for line in (world.folder / "starts").read_text().split()]
+
+
+def done_again(world, bad):
+    """How many items were executed again, of those that no poisoned item was ever in a batch with.
+
+    A batch with a poisoned item is parted, and its other items are rightly done again.
+    """
+    lines = [line.split() for line in world.executed.read_text().splitlines()]
+    poisoned = {one.removeprefix("k") for one in bad}
+    beside = {number for line in lines if poisoned.intersection(line) for number in line}
+    counted = Counter(number for line in lines for number in line if number not in beside)
+    return sum(counted.values()) - len(counted), len(counted)
 
 
 def hashes(output):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import gpuserve
 from gpuserve.builders.batch_run import source_for
+from gpuserve.runtime.batch.events import BatchCommitted
 from gpuserve.specs.batch import source_of
 
 
@@ -163,19 +164,20 @@ def test_ids_that_come_twice_are_dead_letters_with_both_places_also_after_a_resu
     ids = [*range(10), 3, *range(10, 20), 14]
     path = tmp_path / "docs.jsonl"
     path.write_text("".join(json.dumps({"id": one, "text": "x"}) + "\n" for one in ids))
-    calls = []
-
-    def some(batch):
-        calls.append(batch)
-        return batch
-
     mapper = gpuserve.BatchMapper(
-        target=some,
+        target=lambda batch: batch,
         source=gpuserve.Jsonl(path, id_field="id", input_field="text"),
         output=tmp_path / "out",
         batching=gpuserve.MapBatching(window=4),
-        max_usd=None,
     )
+
+    def close_at_the_second_window(event):
+        if isinstance(event, BatchCommitted) and event.window == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mapper.run(on_event=close_at_the_second_window)
+    assert mapper.status().done == 8  # the first ids are those of another driver
     report = mapper.run()
 
     told = [json.loads(line) for line in (tmp_path / "out" / "dead-letters.jsonl").read_text().splitlines()]

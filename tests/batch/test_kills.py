@@ -1,11 +1,14 @@
-"""R3: workers, drivers and engines are killed, stopped and cut off at random; nothing is lost, or there twice."""
+"""R3: workers, drivers and engines are killed, stopped, cut off and refused; nothing is lost, or there twice."""
 
 import hashlib
 import importlib.util
 import os
 import random
+import shutil
+import statistics
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,8 @@ def _load(name):
 
 
 kills = _load("batch_kills")
+# Batches that a driver has under way, all of which a kill may cost. Source: MapBatching.
+IN_FLIGHT = gpuserve.MapBatching().max_outstanding
 
 
 def answer(text):
@@ -50,80 +55,110 @@ def clean_run(folder, source, window):
 
 def killed_run(
     folder,
+    disk,
     *,
     items,
     count,
     stops,
     resets,
+    fills,
     seed,
     window,
     batch,
     pause_s=(0.2, 2.0),
     stop_s=3.0,
+    fill_s=5.0,
     at_all_counts=False,
     **rates,
 ):
+    """Runs under a nemesis until it has dealt all that it is to; how often it did each, and the starts of drivers."""
     bad, texts = kills.corpus(folder / "corpus.jsonl", items, seed, **rates)
     clean = clean_run(folder / "clean", folder / "corpus.jsonl", window)
-    total = dict.fromkeys(("worker", "driver", "engine", "stopped", "reset"), 0)
+    total, started = Counter(), []
     number = 0
-    while number == 0 or (at_all_counts and max(count, stops, resets) > 0):
+    while number == 0 or (at_all_counts and max(count, stops, resets, fills) > 0):
         place = folder / f"world-{number}"
         place.mkdir()
-        output = folder / f"out-{number}"
+        output = (disk or folder) / f"out-{number}"
         world = kills.World(place, folder / "corpus.jsonl", output, seed=seed + number, window=window, items=batch)
         try:
-            said = world.run(count, stops=stops, pause_s=pause_s, stop_s=stop_s, resets=resets)
+            said = world.run(
+                count, stops=stops, resets=resets, fills=fills, pause_s=pause_s, stop_s=stop_s, fill_s=fill_s
+            )
         finally:
             world.close()
         assert kills.problems(output, bad, texts, answer) == []
         assert kills.hashes(output) == clean
-        for name, killed in world.killed.items():
-            total[name] += killed
+        shutil.rmtree(output)
+        again, counted = kills.done_again(world, bad)
+        events = sum(world.killed.values())
+        started += kills.starts(world)
+        print(f"run {number}: {said}, {world.killed}, stopped {dict(world.stopped)}, {world.refused} drivers refused a "
+              f"block, {world.drivers} drivers; {again} of {counted} items done again")  # fmt: skip
+        assert counted > items / 2
+        assert again <= events * IN_FLIGHT * batch
+        total.update(world.killed)
         count -= sum(world.killed[name] for name in ("worker", "driver", "engine"))
         stops, resets = stops - world.killed["stopped"], resets - world.killed["reset"]
+        fills -= world.killed["full"]
         number += 1
-        print(f"run {number}: {said}, killed {world.killed}, {world.drivers} drivers")
-    print(f"in all: {total}, {len(bad)} of {items} items poisoned")
-    return total
+    print(f"in all: {dict(total)}, {len(bad)} of {items} items poisoned; {len(started)} starts of drivers, in "
+          f"{statistics.median(started):.2f} s at the median and {max(started):.2f} s at most")  # fmt: skip
+    return total, started
 
 
-def test_a_run_whose_workers_drivers_and_engines_are_killed_and_cut_off_is_the_clean_run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("k")
+@pytest.fixture
+def mounted(tmp_path_factory):
+    """Mount a file system of so many MiB; none where that is not allowed."""
+    places = []
+
+    def mount(mib):
+        place = tmp_path_factory.mktemp("d")
+        command = ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", place]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            print(f"only root may make a small file system: {done.stderr}")
+            return None
+        places.append(place)
+        return place
+
+    yield mount
+    for place in places:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_a_run_whose_workers_drivers_and_engines_are_killed_and_cut_off_is_the_clean_run(tmp_path_factory, mounted):
+    folder, disk = tmp_path_factory.mktemp("k"), mounted(64)
     rates = {"raising": 0.002, "exiting": 0.0005}
-    shape = {"items": 1500, "window": 256, "batch": 8, "pause_s": (0.2, 0.6), "stop_s": 0.7, **rates}
-    killed_run(folder, count=3, stops=1, resets=2, seed=4, **shape)
+    shape = {"items": 1500, "window": 256, "batch": 8, "pause_s": (0.2, 0.6), "stop_s": 0.7, "fill_s": 1.0, **rates}
+    killed_run(folder, disk, count=3, stops=1, resets=2, fills=1 if disk else 0, seed=4, **shape)
 
 
 @pytest.mark.heavy
 @pytest.mark.timeout(7200)
-def test_r3_at_its_full_counts(tmp_path_factory):
+def test_r3_at_its_full_counts(tmp_path_factory, mounted):
     part = float(os.environ.get("GPUSERVE_KILLS", "1"))
-    killed_run(
+    disk = mounted(256)
+    count, stops, resets, fills = (round(one * part) for one in (1000, 200, 200, 50 if disk else 0))
+    total, started = killed_run(
         tmp_path_factory.mktemp("k"),
+        disk,
         items=round(100_000 * part),
-        count=round(1000 * part),
-        stops=round(200 * part),
-        resets=round(200 * part),
+        count=count,
+        stops=stops,
+        resets=resets,
+        fills=fills,
         seed=random.randrange(1 << 30),
         window=2048,
         batch=64,
         at_all_counts=True,
     )
 
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 4 MiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        pytest.skip(f"only root may make a small file system: {done.stderr}")
-    yield place
-    subprocess.run(["umount", place], check=True)
+    assert sum(total[name] for name in ("worker", "driver", "engine")) == count
+    assert (total["stopped"], total["reset"], total["full"]) == (stops, resets, fills)
+    assert min(total[name] for name in ("worker", "driver", "engine")) > count / 10
+    # one that is stopped for 3 s while it starts is not slow
+    assert statistics.quantiles(started, n=10)[-1] <= 2.0
 
 
 def full_disk_runs(place, source, rounds, clean, seed):
@@ -152,7 +187,10 @@ def full_disk_runs(place, source, rounds, clean, seed):
 
 
 @pytest.mark.parametrize("rounds", [5, pytest.param(50, marks=pytest.mark.heavy)])
-def test_a_full_disk_is_named_and_nothing_committed_is_lost(small_disk, tmp_path, rounds):
+def test_a_full_disk_is_named_and_nothing_committed_is_lost(mounted, tmp_path, rounds):
+    small_disk = mounted(4)
+    if small_disk is None:
+        pytest.skip("only root may make a small file system")
     source = [f"text {number}" for number in range(rounds * 400)]
     report = gpuserve.BatchMapper(
         target=lambda batch: [answer(text) * 4 for text in batch],

@@ -29,6 +29,8 @@ __all__ = ["Driver", "Settings"]
 
 _TICK_S = 1.0
 _CONTAINERS_EVERY_S = 5.0
+# Who has not beaten for so long may have slept (a laptop, SIGSTOP) and been succeeded: it looks before it starts more.
+_SUSPICIOUS_S = 2 * _TICK_S
 # Source: our choice: more than it takes to part a whole batch of poisoned items down to the first few.
 _MOST_FRUITLESS = 64
 
@@ -65,6 +67,7 @@ class Driver:
         self._rate = RateMeter()
         self._began = time.monotonic()
         self._away_since: float | None = None
+        self._beat_at = self._began
         state = folder.state
         self._cost = CostMeter(target.usd_per_container_hour, state.spent_usd)
         self._worked_before, self._done_before, self._failed_before = state.worked_s, state.done, state.failed
@@ -195,6 +198,8 @@ class Driver:
             if self._stopping.is_set():
                 continue
             window = self._open[trial.window]
+            if time.monotonic() - self._beat_at > _SUSPICIOUS_S:
+                await self._on_disk(self._folder.require_mine)
             self._tally.outstanding += 1
             try:
                 answers = await self._target.call(window.inputs(trial))
@@ -264,6 +269,7 @@ class Driver:
                     self._away_since = None
             self._cost.tick(time.monotonic(), containers)
             await self._on_disk(self._beat)
+            self._beat_at = time.monotonic()
             self._tell_progress()
             self._check_limits()
             if self._stopping.is_set():
