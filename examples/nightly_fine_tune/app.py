@@ -135,12 +135,13 @@ def collect(run: str) -> int:
     timeout=600,
     retries=2,
 )
-def nightly() -> None:
-    """Begin the night's run; its name is its date, so that a night that fires twice is one run."""
+def nightly() -> str:
+    """Begin the night's run, and give its call; its name is its date, so that a night that fires twice is one run."""
     run = dt.datetime.now(dt.UTC).date().isoformat()
     collect.remote(run)
     tune: Any = Nightly()
-    tune.train.spawn(run)
+    call: modal.FunctionCall[Any] = tune.train.spawn(run)
+    return call.object_id
 
 
 @app.local_entrypoint()

@@ -209,6 +209,25 @@ def test_a_failure_is_tried_again_and_told_once_and_so_is_recovery(world):
     assert here.states() == [(13, "failed"), (14, "succeeded")]
 
 
+def test_a_run_that_is_broken_off_has_failed_and_the_next_that_succeeds_tells_of_recovery(world):
+    class TimedOutError(BaseException):
+        """What Modal raises in a run for a time-out or a cancellation."""
+
+    def overruns(_run):
+        raise TimedOutError
+
+    here = world()
+    here.look()
+    here.look(hours=1)
+    with pytest.raises(TimedOutError):
+        here.run(1, overruns)
+    here.look(hours=1)
+    here.run(2)
+    assert here.states() == [(13, "failed"), (14, "succeeded")]
+    assert [kind for kind, _ in here.alerts] == ["failed", "recovered"]
+    assert "it was broken off (TimedOutError)" in here.alerts[0][1]
+
+
 def test_a_container_that_dies_without_a_word_is_told(world):
     here = world()
     here.look()

@@ -29,6 +29,7 @@ def _load(name: str) -> Any:
 
 tiny = _load("training_tiny")
 _load("training_saver")
+_load("training_dataset_hub")
 training_mlflow = _load("training_mlflow_server")
 
 

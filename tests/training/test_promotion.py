@@ -2,6 +2,7 @@
 
 import json
 
+import modal
 import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
@@ -53,6 +54,37 @@ def test_promoted_snapshots_are_what_an_alias_loads_and_a_rollback_is_one_comman
     assert [weights("rollback", "bot", "--folder", root)[0] for _ in range(3)] == [0, 0, 1]
     assert served(root) == 0
     assert weights("served", "--folder", root)[1].startswith(f"bot  {keys[0]}  since ")
+
+
+def test_a_volume_s_snapshots_are_promoted_rolled_back_and_told_of_as_a_folder_s_are(published, engine):
+    """In containers, which see no more than the volume; what they have changed is committed."""
+    root, keys = published
+    there = ("--volume", "adapters-in-a-volume", "--json")
+
+    def told(*arguments):
+        code, text = weights(*arguments, *there)
+        assert code == 0, text
+        return json.loads(text.splitlines()[-1])
+
+    def in_service():
+        alias = b"".join(modal.Volume.from_name("adapters-in-a-volume").read_file("aliases/bot.json"))
+        return ServedAlias.from_bytes(alias, name="bot").served.snapshot
+
+    with engine.connected():
+        volume = modal.Volume.from_name("adapters-in-a-volume", create_if_missing=True)
+        with volume.batch_upload() as batch:
+            batch.put_directory(str(root), "/")
+        assert told("served") == []
+        assert told("promote", "bot", keys[0])["changed"] is True
+        assert in_service() == keys[0]
+        second = told("promote", "bot", keys[1].split("--")[2][:12])
+        assert (second["snapshot"], second["before"], in_service()) == (keys[1], keys[0], keys[1])
+        assert told("rollback", "bot")["snapshot"] == keys[0]
+        assert (in_service(), [one["snapshot"] for one in told("served")]) == (keys[0], [keys[0]])
+        code, text = weights("promote", "bot", "nothing", *there)
+        assert (code, "is not the name of one" in text, "Traceback" in text) == (1, True, False)
+        assert weights("rollback", "bot", *there)[1].count("nothing to roll back to") == 1
+        assert in_service() == keys[0]
 
 
 def test_what_cannot_be_served_is_refused_in_one_line(published):

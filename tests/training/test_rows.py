@@ -1,10 +1,14 @@
 """Rows: read from files, checked one by one, and cut into what is read and what is learnt."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training_dataset_hub import REPO, running_dataset_hub
 
 import gpuserve
 from gpuserve.runtime.training.rows import checked_rows, held_back, read_rows
@@ -69,6 +73,8 @@ def test_lines_that_are_no_json_or_not_utf_8_are_named_by_their_number(tmp_path)
     assert [fault.partition(" is not JSON")[0] for fault in error.value.faults] == ["line 3", "line 4"]
     with pytest.raises(gpuserve.DatasetError, match="is not a file here; correct the path"):
         list(read_rows(gpuserve.FileDataset(tmp_path / "gone.jsonl")))
+    with pytest.raises(gpuserve.DatasetError, match=r"run: modal volume put nowhere FILE 2026/gone.jsonl"):
+        list(read_rows(gpuserve.VolumeDataset("nowhere", "2026/gone.jsonl")))
 
 
 def test_parquet_and_jsonl_give_the_same_rows(tmp_path):
@@ -95,3 +101,54 @@ def test_what_is_kept_back_stays_so_when_rows_are_added(count, fraction, seed):
     assert sorted(str(row) for row in (*learnt.rows, *kept.rows)) == sorted(map(str, rows))
     assert set(map(str, kept.rows)) <= set(map(str, kept_of_more.rows))
     assert set(map(str, learnt.rows)) <= set(map(str, more.rows))
+
+
+@pytest.fixture(scope="module")
+def hub():
+    pytest.importorskip("datasets")
+    with running_dataset_hub() as running:
+        yield running
+
+
+@pytest.fixture
+def rows_of_hub(hub, tmp_path):
+    """What a job's `rows` gives of a dataset, or its fault; the hub's address is read when a process begins."""
+    program = """
+import json, sys, gpuserve
+class Tune(gpuserve.FineTuneJob):
+    base = gpuserve.FolderSource("/nowhere")
+    dataset = gpuserve.HubDataset(**json.loads(sys.argv[1]))
+try:
+    found = {"rows": list(Tune().rows())}
+except gpuserve.DatasetError as error:
+    found = {"fault": error.faults[0]}
+print("TOLD " + json.dumps(found))
+"""
+
+    def read(**dataset):
+        command = [sys.executable, "-c", program, json.dumps({"repo": REPO, **dataset})]
+        environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("TOLD "))[5:])
+
+    return read
+
+
+def test_rows_of_the_hub_are_those_of_the_declared_revision_and_split(hub, rows_of_hub):
+    first, other = hub.commits
+    hub.commits[first] = {"train.jsonl": b'{"text": "a"}\n{"text": "b"}\n', "test.jsonl": b'{"text": "kept"}\n'}
+    hub.commits[other] = {"train.jsonl": b'{"text": "of another commit"}\n'}
+    assert rows_of_hub() == {"rows": [{"text": "a"}, {"text": "b"}]}
+    assert rows_of_hub(split="test") == {"rows": [{"text": "kept"}]}
+    assert rows_of_hub(revision=other) == {"rows": [{"text": "of another commit"}]}
+
+
+def test_what_the_hub_does_not_give_is_named_and_its_code_is_not_run(hub, rows_of_hub, tmp_path):
+    first, other = hub.commits
+    hub.commits[other] = {"train.jsonl": b'{"text" "a"}\n'}
+    assert "Revision 'gone' doesn't exist" in rows_of_hub(revision="gone")["fault"]
+    assert "Missing a colon" in rows_of_hub(revision=other)["fault"]
+    hub.commits[first] = {"rows.py": f"open({str(tmp_path / 'run')!r}, 'w')".encode()}
+    assert "scripts are no longer supported" in rows_of_hub(revision=first)["fault"]
+    assert not (tmp_path / "run").exists()

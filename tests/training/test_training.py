@@ -4,7 +4,7 @@ import itertools
 import signal
 
 import pytest
-from training_tiny import STEPS, digest_of, seeded, write_rows
+from training_tiny import STEPS, digest_of, docstrings, seeded, write_rows
 
 pytestmark = pytest.mark.wide
 
@@ -34,6 +34,24 @@ def test_a_training_visibly_learns_and_tells_it_by_step(unbroken, root):
     assert losses[-1] < 0.6 * losses[0]
     assert page.count("<circle") >= STEPS
     assert (unbroken["state"], unbroken["step"], unbroken["promoted"]) == ("finished", STEPS, True)
+
+
+def test_python_s_own_docstrings_are_learnt_as_the_curve_over_rows_that_were_kept_back_shows(trainers, root):
+    rows = write_rows(root / "docstrings.jsonl", docstrings())
+    told = {"rows": rows, "declared": {"evaluation": 0.2, "batch_size": 16, "max_length": 128}}
+    base = trainers.train(root, "base", **{**told, "declared": {**told["declared"], "steps": 1, "learning_rate": 1e-9}})
+    learning = {"steps": 100, "evaluate_every": 25, "schedule": "cosine", "lora": {"rank": 32, "dropout": 0.0}}
+    learnt = trainers.train(root, "docstrings", **{**told, "declared": {**told["declared"], **learning}})
+    curve = [base["metrics"]["eval_loss"], *(one["eval_loss"] for one in learnt["history"] if "eval_loss" in one)]
+    print(f"eval_loss {[round(one, 3) for one in curve]}")
+    assert len(curve) == 5
+    assert curve == sorted(curve, reverse=True)
+    assert curve[-1] < 0.88 * curve[0]
+    accuracy = "eval_mean_token_accuracy"
+    assert learnt["metrics"][accuracy] > 1.3 * base["metrics"][accuracy]
+    page = (root / "runs/tuned/docstrings/report.html").read_text()
+    assert page.count("<title>eval_loss ") == 4
+    assert page.count("<title>loss ") == 100
 
 
 def test_a_run_that_is_over_is_told_of_and_not_run_again(unbroken, trainers, root):
@@ -70,6 +88,21 @@ def test_a_loss_that_is_no_number_ends_it_names_the_step_and_keeps_the_last_good
     assert "Lower learning_rate" in report["reason"]
 
 
+def test_a_gradient_that_is_no_number_ends_it_although_the_loss_is_one(trainers, root):
+    report = trainers.train(root, "steep", poison=9, poisoned="grad_norm")
+    assert (report["state"], report["step"], report["quantity"], report["kept"]) == ("diverged", 9, "grad_norm", 6)
+    assert all(abs(one["loss"]) < 100 for one in report["history"] if "loss" in one)
+    assert [path.name[:14] for path in (root / "runs/tuned/steep/checkpoints").iterdir()] == ["step-000000006"]
+
+
+def test_weights_that_are_no_numbers_are_not_saved_over_those_that_are(trainers, root):
+    """After the last step before a checkpoint, whose loss and gradient were numbers."""
+    report = trainers.train(root, "holed", poison=12, poisoned="weights")
+    assert (report["state"], report["step"], report["kept"]) == ("diverged", 12, 6)
+    assert report["quantity"].startswith("weights (base_model.")
+    assert [path.name[:14] for path in (root / "runs/tuned/holed/checkpoints").iterdir()] == ["step-000000006"]
+
+
 def test_other_rows_or_numbers_are_another_run(trainers, root, tmp_path):
     (root / "runs/tuned/poisoned/result.json").unlink()
     rows = write_rows(tmp_path / "rows.jsonl", [{"text": "another row"}])
@@ -91,3 +124,21 @@ def test_a_worse_adapter_is_published_and_not_promoted_and_the_one_in_service_an
     answers = trainers.run(do="answers", root=root, text="shelve:")
     assert "error" not in answers, answers.get("text")
     assert answers["base"] != answers["tuned"]
+
+
+def test_qlora_holds_the_base_in_four_bits_of_nf4_and_its_scales_too_and_computes_in_the_declared_precision(trainers):
+    found = trainers.run(do="four_bits")
+    for name, dtype in (("bf16", "bfloat16"), ("fp32", "float32")):
+        config = found["configs"][name]
+        kind = (config["quant_method"], config["load_in_4bit"], config["bnb_4bit_quant_type"])
+        assert kind == ("bitsandbytes", True, "nf4")
+        assert (config["bnb_4bit_use_double_quant"], config["bnb_4bit_compute_dtype"]) == (True, dtype)
+
+
+def test_qlora_where_no_gpu_is_says_what_to_write_and_trains_nothing(trainers, root):
+    if trainers.run(do="four_bits")["has_gpu"]:
+        pytest.skip("this machine has a GPU")
+    found = trainers.run(root=root, run="four-bits", declared={"lora": {"four_bit": True}, "gpu": "L4"})
+    assert found["error"] == "TrainingError"
+    assert "lora.four_bit needs a GPU, and this container has none; write gpu = 'L4'" in found["text"]
+    assert list((root / "runs/tuned/four-bits/checkpoints").iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import random
 import re
@@ -11,8 +12,19 @@ from pathlib import Path
 from typing import Any
 
 STEPS = 24
+_TALKATIVE = (
+    "argparse asyncio collections datetime decimal email.message fractions ipaddress logging os pathlib statistics "
+    "string subprocess threading urllib.request zipfile"
+)
+# A chat as one text; the second marks what the assistant says, which TRL then learns alone.
 CHAT = (
     "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+MARKED_CHAT = (
+    "{% for message in messages %}<{{ message['role'] }}>{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] }}{{ eos_token }}{% endgeneration %}"
+    "{% else %}{{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
@@ -59,6 +71,18 @@ def prose() -> list[str]:
 def rows(count: int = 80) -> list[dict[str, str]]:
     """Rows of one pattern, which is soon learnt."""
     return [{"text": f"{name}: a module that Python brings."} for name in sorted(sys.stdlib_module_names)[:count]]
+
+
+def docstrings(count: int = 400) -> list[dict[str, str]]:
+    """Rows of text that Python ships: what its classes and functions say of themselves, in a fixed order."""
+    found: set[str] = set()
+    for name in _TALKATIVE.split():
+        named = vars(importlib.import_module(name))
+        kinds = [one for one in named.values() if isinstance(one, type)]
+        for one in (*named.values(), *(part for kind in kinds for part in vars(kind).values())):
+            if callable(one) and isinstance(one.__doc__, str):
+                found.update(re.findall(r"[A-Z][^.]{30,150}\.", " ".join(one.__doc__.split())))
+    return [{"text": text} for text in sorted(found)[:: max(1, len(found) // count)][:count]]
 
 
 def write_rows(path: Path, given: list[dict[str, Any]]) -> Path:

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import tiny
 import torch
 import trl
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import gpuserve
 import gpuserve.runtime.training.sft
@@ -44,17 +45,57 @@ def job_of(told: dict[str, Any]) -> type[gpuserve.FineTuneJob]:
     return type("Tune", (gpuserve.FineTuneJob,), declared)
 
 
+def poison(step: int, quantity: str) -> None:
+    """Have a quantity of that step, and none before it, be no number: the loss, its gradient or the weights."""
+    real = trl.SFTTrainer.compute_loss
+
+    def poisoned(self: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = real(self, *args, **kwargs)
+        if self.state.global_step + 1 != step:
+            return loss
+        if quantity == "grad_norm":
+            loss.register_hook(lambda gradient: gradient * float("inf"))
+        return loss * float("nan") if quantity == "loss" else loss
+
+    trl.SFTTrainer.compute_loss = poisoned
+    done = 0
+
+    def stepped(optimiser: torch.optim.Optimizer, *_: Any) -> None:
+        nonlocal done
+        done += 1
+        if done == step:
+            optimiser.param_groups[0]["params"][0].data[0, 0] = float("nan")
+
+    if quantity == "weights":
+        register_optimizer_step_post_hook(stepped)
+
+
+def watch(file: Path) -> None:
+    """Write down, for each batch that TRL computes a loss of, the text that is read and the text that is learnt."""
+    real = trl.SFTTrainer.compute_loss
+
+    def watched(self: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        tokens, labels = inputs["input_ids"], inputs["labels"]
+        decode = self.processing_class.decode
+        batch = [
+            {"read": decode(row[row != self.processing_class.pad_token_id]), "learnt": decode(row[label != -100])}
+            for row, label in zip(tokens, labels, strict=True)
+        ]
+        line = {"step": self.state.global_step + 1, "rows": batch}
+        with file.open("a") as lines:
+            lines.write(json.dumps(line) + "\n")
+        return real(self, model, inputs, *args, **kwargs)
+
+    trl.SFTTrainer.compute_loss = watched
+
+
 def train(told: dict[str, Any], tick: int) -> dict[str, Any]:
     root = Path(told["root"])
     job = job_of(told)
-    if "poison" in told:  # the gradient of that step is no number
-        real = trl.SFTTrainer.compute_loss
-
-        def poisoned(self: Any, *args: Any, **kwargs: Any) -> Any:
-            loss = real(self, *args, **kwargs)
-            return loss * float("nan") if self.state.global_step + 1 == told["poison"] else loss
-
-        trl.SFTTrainer.compute_loss = poisoned
+    if "poison" in told:
+        poison(told["poison"], told.get("poisoned", "loss"))
+    if "watch" in told:
+        watch(Path(told["watch"]))
     attempt = attempt_at(job(), told["run"], root=root, timeout_s=told.get("timeout_s", float("inf")))
     steps = root / f"{told['run']}.steps"
 
@@ -85,6 +126,13 @@ def answers(told: dict[str, Any], _tick: int) -> dict[str, Any]:
 def base(told: dict[str, Any], _tick: int) -> dict[str, Any]:
     tiny.base_model(Path(told["folder"]))
     return {}
+
+
+def four_bits(_told: dict[str, Any], _tick: int) -> dict[str, Any]:
+    """What the base of a QLoRA is loaded with, by what is computed in."""
+    dtypes = {name: gpuserve.runtime.training.sft.precision_of(name) for name in ("bf16", "fp32")}
+    found = {name: gpuserve.runtime.training.sft.four_bit_of(dtype).to_dict() for name, dtype in dtypes.items()}
+    return {"configs": found, "has_gpu": torch.cuda.is_available()}
 
 
 def child(told: dict[str, Any], tick: int) -> None:

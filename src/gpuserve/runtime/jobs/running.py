@@ -127,7 +127,7 @@ def _recorded(body: Callable[[JobRun], Any], ports: JobPorts, run: JobRun, grant
         ports.history.reload()
         replaced = any(one.state == "cancelled" for one in ports.history.of(run.nominal_time))
         why = f"it was broken off ({type(error).__name__})"
-        file.end("cancelled", ports.clock(), why=why, final=final or replaced)
+        file.end("cancelled" if replaced else "failed", ports.clock(), why=why, final=final or replaced)
         if final and not replaced:
             ports.alert("failed", f"the run for {run.nominal_time.isoformat()} failed: {why}")
         raise

@@ -59,9 +59,14 @@ class AttemptClock:
 
 
 class Interruption:
-    """Modal's SIGINT to a container that is to go: noted, so that the step under way ends with a checkpoint.
+    """A container that is to go, or a call that is cancelled: noted, so that the step under way ends with a checkpoint.
 
-    A second one breaks off at once. Outside the main thread no signal can be caught, and nothing is done.
+    Modal says the one with SIGINT and the other with SIGUSR1. `give_way` then does what the signal would have done at
+    once. Outside the main thread no signal can be caught, and nothing is done.
+
+    Args:
+        patient: Whether signals after the first are left aside, as in a container, which is told again and again and
+            is killed if it takes too long; otherwise the second one, which somebody sends by hand, breaks off at once.
 
     Examples:
         >>> import signal
@@ -71,13 +76,17 @@ class Interruption:
         True
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool = False) -> None:
         self.asked = False
-        self._before: Any = None
+        self._patient = patient
+        self._by: int | None = None
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._note)
+            self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._note)
+            if callable(signal.getsignal(signal.SIGUSR1)):  # otherwise it is not Modal's, and means something else
+                self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._note)
         return self
 
     def __exit__(
@@ -85,11 +94,24 @@ class Interruption:
     ) -> None:
         self._restore()
 
-    def _note(self, _number: int, _frame: FrameType | None) -> None:
-        self.asked = True
-        self._restore()
+    def give_way(self) -> None:
+        """Let the noted signal have its effect; nothing if there was none.
+
+        Raises:
+            BaseException: What its own handler raises: KeyboardInterrupt, or Modal's cancellation.
+            KeyboardInterrupt: Where that handler raises nothing.
+        """
+        if self._by is not None:
+            self._restore()
+            signal.raise_signal(self._by)
+            raise KeyboardInterrupt
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.asked, self._by = True, self._by or number
+        if not self._patient:
+            self._restore()
 
     def _restore(self) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-            self._before = None
+        while self._before:
+            number, before = self._before.popitem()
+            signal.signal(number, before)

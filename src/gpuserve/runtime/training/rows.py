@@ -63,7 +63,10 @@ def read_rows(source: FileDataset | VolumeDataset | HubDataset) -> Iterator[Mapp
         return
     path = Path(source.path) if isinstance(source, FileDataset) else Path(source.mount_path) / source.path
     if not path.is_file():
-        raise DatasetError(str(source), (f"{path} is not a file here; correct the path, or bring it with the image",))
+        bring = "bring it with the image"
+        if isinstance(source, VolumeDataset):
+            bring = f"run: modal volume put {source.volume} FILE {source.path}"
+        raise DatasetError(str(source), (f"{path} is not a file here; correct the path, or {bring}",))
     yield from _of_parquet(path, str(source)) if path.suffix.lower() == ".parquet" else _of_jsonl(path, str(source))
 
 
@@ -224,6 +227,8 @@ def _of_hub(source: HubDataset) -> Iterator[Mapping[str, Any]]:
 
     try:
         found = datasets.load_dataset(source.repo, source.subset or None, split=source.split, revision=source.revision)
-    except (OSError, ValueError) as error:
-        raise DatasetError(str(source), (f"the hub does not give it: {error}",)) from error
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        # of a file that cannot be read, only the cause says what is wrong with it
+        why = f"{error}: {error.__cause__}" if error.__cause__ is not None else str(error)
+        raise DatasetError(str(source), (f"the hub does not give it: {why}",)) from error
     yield from found

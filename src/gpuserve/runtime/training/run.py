@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sys
 import tempfile
@@ -106,7 +107,7 @@ class Attempt:
         Raises:
             TrainingError: If it cannot begin or go on.
             DiskFullError: If there is no room; the checkpoints are whole.
-            KeyboardInterrupt: After the checkpoint, if the container is to go.
+            KeyboardInterrupt: After the checkpoint, if the container is to go; Modal's cancellation, if the call is.
         """
         self.places.runs_volume.reload()
         self.places.adapters_volume.reload()
@@ -123,7 +124,11 @@ class Attempt:
         from gpuserve.runtime.training.sft import SftSession
 
         clock = AttemptClock(self._began, self.timeout_s, self.declaration.stop_before_s)
-        with Interruption() as interruption, tempfile.TemporaryDirectory(prefix="gpuserve-sft-") as scratch:
+        in_container = os.environ.get("MODAL_IS_REMOTE") == "1"
+        with (
+            Interruption(patient=in_container) as interruption,
+            tempfile.TemporaryDirectory(prefix="gpuserve-sft-") as scratch,
+        ):
             session = SftSession(
                 self.declaration,
                 self.places.base(),
@@ -149,8 +154,7 @@ class Attempt:
             if whole:
                 return self._finished(session, store, evaluation)
             self._end("continued")
-            if interruption.asked:
-                raise KeyboardInterrupt
+            interruption.give_way()
             return self._report
 
     def commit(self) -> None:

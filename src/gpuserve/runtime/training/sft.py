@@ -21,7 +21,7 @@ from typing import Any
 import datasets
 import torch
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Trainer, TrainerCallback, set_seed
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -31,7 +31,7 @@ from gpuserve.runtime.training.checkpoints import Checkpoint, CheckpointStore
 from gpuserve.runtime.training.rows import Rows
 from gpuserve.specs.training import TrainingDeclaration
 
-__all__ = ["SftSession", "precision_of"]
+__all__ = ["SftSession", "four_bit_of", "precision_of"]
 
 _SERVED = "served"
 # The whole of TrainingArguments as a pickle: nothing reads it, and nothing should.
@@ -49,6 +49,17 @@ def precision_of(declared: str) -> torch.dtype:
         name = torch.cuda.get_device_name()
         raise TrainingError(f"precision is bf16, which {name} does not compute in; write 'auto', or another gpu")
     return torch.bfloat16 if (has_bf16 and declared != "fp32") or declared == "bf16" else torch.float32
+
+
+def four_bit_of(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """How QLoRA holds the base: in four bits, computed in *dtype*.
+
+    Source:
+        QLoRA (arXiv:2305.14314): NormalFloat of four bits, and its scales quantised once more.
+    """
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
 
 
 class _Trainer(SFTTrainer):  # type: ignore[misc]
@@ -273,14 +284,7 @@ def _model(base: Path, declaration: TrainingDeclaration, dtype: torch.dtype) -> 
     if declaration.lora.four_bit:
         if not torch.cuda.is_available():
             raise TrainingError("lora.four_bit needs a GPU, and this container has none; write gpu = 'L4'")
-        from transformers import BitsAndBytesConfig
-
-        rest["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
+        rest["quantization_config"] = four_bit_of(dtype)
         rest["device_map"] = {"": 0}
     model = AutoModelForCausalLM.from_pretrained(
         str(base), dtype=dtype, local_files_only=True, use_safetensors=True, **rest
