@@ -31,27 +31,33 @@ def several(x: int) -> int:
     return x + 1
 
 
-def _cold(name: str) -> Any:
+# An interpreter reads such a variable as it starts, so the engine cannot fork this image's containers.
+plain_image = modal.Image.debian_slim().env({"PYTHONHASHSEED": "0"})
+
+
+def _cold(name: str, **options: Any) -> Any:
     def cold(x: int) -> int:
         return x + 1
 
     cold.__name__ = cold.__qualname__ = name
-    return app.function(max_containers=1)(cold)
+    return app.function(max_containers=1, **options)(cold)
 
 
 for number in range(COLD):
     # each a function, so a container, of its own
     globals()[f"cold_{number}"] = _cold(f"cold_{number}")
+    globals()[f"plain_{number}"] = _cold(f"plain_{number}", image=plain_image)
 
 
 def main(cold: int, warm: int, mapped: int) -> dict[str, Any]:
     """Measure, in seconds."""
-    report: dict[str, Any] = {"cold_s": [], "warm_s": []}
+    report: dict[str, Any] = {"cold_s": [], "plain_s": [], "warm_s": []}
     with app.run():
-        for number in range(cold):
-            begun = time.perf_counter()
-            globals()[f"cold_{number}"].remote(number)
-            report["cold_s"].append(time.perf_counter() - begun)
+        for kind in ("cold", "plain"):
+            for number in range(cold):
+                begun = time.perf_counter()
+                globals()[f"{kind}_{number}"].remote(number)
+                report[f"{kind}_s"].append(time.perf_counter() - begun)
         for number in range(50):
             one.remote(number)
         for number in range(warm):

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import gpuserve
+from gpuserve.engine.container_rpcs import CONTAINER_RPCS
 from gpuserve.engine.coverage import NOT_BUILT, built_rpcs, render
 from gpuserve.engine.protocol import RPCS
-from gpuserve.engine.rpc import CONTAINER_RPCS
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src" / "gpuserve").rglob("*.py"))

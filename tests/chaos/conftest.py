@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import os
@@ -16,7 +17,6 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -113,11 +113,13 @@ class Engine:
         self.process.stdout.close()
         return code
 
-    def containers(self) -> list[psutil.Process]:
-        """The containers' processes, their first ones first: all below the pre-forked process."""
+    def trees(self) -> list[list[psutil.Process]]:
+        """Each container's processes, the oldest first: its own first one, Modal's, and what that started."""
         found = []
         for forked in psutil.Process(self.process.pid).children():
-            found += forked.children(recursive=True)
+            for first in forked.children():
+                with contextlib.suppress(psutil.NoSuchProcess):  # it ends just now
+                    found.append(sorted([first, *first.children(recursive=True)], key=psutil.Process.create_time))
         return found
 
     def remains(self) -> set[int]:
@@ -140,7 +142,7 @@ class Engine:
         for path in self.home.glob("engine.sqlite3*"):
             if not path.name.endswith("-shm"):
                 shutil.copy(path, copy)
-        with closing(sqlite3.connect(copy / "engine.sqlite3")) as database:
+        with contextlib.closing(sqlite3.connect(copy / "engine.sqlite3")) as database:
             verdict = database.execute("PRAGMA integrity_check").fetchone()[0]
         shutil.rmtree(copy)
         return verdict
@@ -247,7 +249,7 @@ class World:
 
     def round(self, victim: str) -> None:
         """Kill *victim* in the middle of the load, start anew what died, and look at everything."""
-        if victim == "engine" and self.dice.random() < 0.5:
+        if victim == "container" or (victim == "engine" and self.dice.random() < 0.5):
             self.client.ask(f"litter {self.engine.mark}")
         self.client.drain()
         self.client.ask("resume")
@@ -284,13 +286,21 @@ class World:
         self.client.start()
 
     def _kill_container(self) -> None:
-        containers = self.engine.containers()
-        for one in self.dice.sample(containers, min(1, len(containers))):
-            try:
-                one.kill()
-            except psutil.NoSuchProcess:
-                continue
-            self.killed["container"] += 1
+        """Kill the first process of a container or Modal's in it, and see that all others end with it."""
+        while not self._kill_one_of(self.engine.trees()):
+            self.client.wait_for(1)  # the load begins new ones
+
+    def _kill_one_of(self, trees: list[list[psutil.Process]]) -> bool:
+        if not trees:
+            return False
+        tree = self.dice.choice([self.dice.choice(trees), max(trees, key=len)])  # the largest has daemons
+        try:
+            self.dice.choice(tree[:2]).kill()
+        except psutil.NoSuchProcess:
+            return False
+        self.killed["container"] += 1
+        assert ended({one.pid for one in tree}) == set()
+        return True
 
     def problems(self) -> list[str]:
         entries = ledger.read(self.folder / "ledger")

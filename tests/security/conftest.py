@@ -66,16 +66,22 @@ class Wire:
 
     def statuses(self, names: Iterable[str]) -> dict[str, Status]:
         """How the engine answers an empty request for each of *names*."""
+        return {name: status for name, (status, _message) in self._answers(names).items()}
 
+    def messages(self, names: Iterable[str]) -> dict[str, str]:
+        """What the engine says to an empty request for each of *names*."""
+        return {name: message for name, (_status, message) in self._answers(names).items()}
+
+    def _answers(self, names: Iterable[str]) -> dict[str, tuple[Status, str]]:
         room = asyncio.Semaphore(50)  # HTTP/2 allows 100 streams at a time
 
-        async def one(name: str) -> tuple[str, Status]:
+        async def one(name: str) -> tuple[str, tuple[Status, str]]:
             async with room:
                 try:
                     await self.request(name, {})
                 except GRPCError as error:
-                    return name, error.status
-            return name, Status.OK
+                    return name, (error.status, error.message or "")
+            return name, (Status.OK, "")
 
         return dict(self._runner.run(_gathered([one(name) for name in names])))
 

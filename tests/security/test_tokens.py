@@ -112,6 +112,21 @@ def test_the_token_opens_what_is_built_and_names_what_is_not(listening, connect)
     assert {name for name, status in answers.items() if status is Status.OK} == set(answers) & built
 
 
+def test_each_rpc_that_is_not_built_is_named_with_what_works_instead(listening, connect, credentials):
+    wire = connect(listening.environment["MODAL_SERVER_URL"], credentials(listening.environment))
+    missing = set(RPCS) - listening.core.servicer.implemented
+    assert len(missing) > 100
+
+    said = wire.messages(missing)
+
+    for name, message in said.items():
+        subject, _, instead = message.partition("; what works instead: ")
+        assert subject == f"gpuserve's local engine does not implement {name}"
+        assert len(instead.split()) > 1 or instead == "modal.Volume", f"{name}: {instead!r}"
+        assert instead != "nothing yet", name
+    assert set(said) == missing
+
+
 def test_a_refused_rpc_leaves_no_trace(listening, connect):
     stranger = connect(listening.environment["MODAL_SERVER_URL"])
 

@@ -38,6 +38,7 @@ from gpuserve.engine.services.queues import QueueService
 from gpuserve.engine.services.secrets import SecretService
 from gpuserve.engine.services.streams import StreamService
 from gpuserve.engine.services.volumes import VolumeService
+from gpuserve.engine.services.web_calls import EngineWebCalls
 from gpuserve.engine.session import Session
 from gpuserve.engine.state.addresses import label_of
 from gpuserve.engine.state.calls import Call, CallTable
@@ -57,7 +58,6 @@ from gpuserve.engine.workers.schedule_clock import Clocks, ScheduleClock
 from gpuserve.engine.workers.scheduler import Scheduler
 from gpuserve.engine.workers.tasks import Task
 from gpuserve.engine.workers.venvs import Venvs, find_uv
-from gpuserve.engine.workers.web_calls import EngineWebCalls
 
 __all__ = ["Core"]
 
@@ -314,9 +314,7 @@ class Core:
             self.call_service.expire()
             if now - before > 2 * pause:
                 continue  # the engine itself stood still: heartbeats are still to be read
-            for app in list(self.registry.apps.values()):
-                if not app.is_deployed and app.heartbeat_at < now - _SILENT_CLIENT_S:
-                    self.apps.leave(app)
+            self.apps.leave_silent(_SILENT_CLIENT_S)
             self._expire()
 
     def _expire(self) -> None:

@@ -15,8 +15,8 @@ import sys
 from dataclasses import dataclass
 
 from gpuserve.engine import services
+from gpuserve.engine.container_rpcs import CONTAINER_RPCS
 from gpuserve.engine.protocol import RPCS
-from gpuserve.engine.rpc import CONTAINER_RPCS
 
 __all__ = ["NOT_BUILT", "NotBuilt", "built_rpcs", "instead_of", "render"]
 

@@ -30,11 +30,12 @@ import grpclib.const
 import grpclib.server
 from grpclib import GRPCError, Status
 
+from gpuserve.engine.container_rpcs import CONTAINER_RPCS
 from gpuserve.engine.protocol import RPCS, Message, Rpc
 from gpuserve.engine.replies import Replies
 from gpuserve.engine.store import Store
 
-__all__ = ["CONTAINER_RPCS", "Access", "Caller", "Servicer", "refuse"]
+__all__ = ["Access", "Caller", "Servicer", "refuse"]
 
 log = logging.getLogger("gpuserve.engine")
 
@@ -297,24 +298,3 @@ _REPEATABLE = frozenset(
 
 # While one of these waits for what others do, a container's input does nothing itself.
 _IDLE = frozenset({"FunctionGetOutputs", "QueueGet", "QueueNextItems"})
-
-# What a container may call. Its own ids are checked by the services.
-CONTAINER_RPCS = frozenset(
-    {
-        "AppGetByDeploymentName", "AppGetLayout", "AppGetOrCreate", "AppLookup", "AuthTokenGet", "BlobCreate",
-        "BlobGet", "ClassGet", "ClientHello", "ContainerCheckpoint", "ContainerHeartbeat", "ContainerHello",
-        "ContainerLog", "ContainerServerLifecycleReady", "ContainerStop", "DictClear", "DictContains", "DictContents",
-        "DictDelete", "DictGet", "DictGetById", "DictGetOrCreate", "DictHeartbeat", "DictLen", "DictPop",
-        "DictUpdate", "EnvironmentGetOrCreate", "FunctionBindParams", "FunctionCallCancel", "FunctionCallFromId",
-        "FunctionCallGetDataIn", "FunctionCallGetDataOut", "FunctionCallGetInfo", "FunctionCallPutDataOut",
-        "FunctionFinishInputs", "FunctionGet", "FunctionGetById", "FunctionGetCallGraph", "FunctionGetCurrentStats",
-        "FunctionGetDynamicConcurrency", "FunctionGetInputs", "FunctionGetOutputs", "FunctionGetSerialized",
-        "FunctionMap", "FunctionPutInputs", "FunctionPutOutputs", "FunctionRetryInputs",
-        "FunctionUpdateSchedulingParams", "QueueClear", "QueueDelete", "QueueGet", "QueueGetById",
-        "QueueGetOrCreate", "QueueHeartbeat", "QueueLen", "QueueNextItems", "QueuePut", "SecretGetOrCreate",
-        "TaskResult", "VolumeCommit", "VolumeCopyFiles", "VolumeCopyFiles2", "VolumeGetById", "VolumeGetFile",
-        "VolumeGetFile2", "VolumeGetOrCreate", "VolumeHeartbeat", "VolumeListFiles", "VolumeListFiles2",
-        "VolumePutFiles", "VolumePutFiles2", "VolumeReload", "VolumeRemoveFile", "VolumeRemoveFile2",
-        "MountPutFile", "WorkspaceBillingRates", "WorkspaceNameLookup",
-    }
-)  # fmt: skip

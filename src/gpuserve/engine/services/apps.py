@@ -35,8 +35,10 @@ class AppService:
         stop_app: Callable[[App], Awaitable[None]],
         require_environment: Callable[[str], object],
         expect_containers: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Keep the tables; *expect_containers* is told of every app before its first call."""
+        self._clock = clock
         self._expect_containers = expect_containers
         self._require_environment = require_environment
         self._registry, self._calls, self._scheduler, self._stop = registry, calls, scheduler, stop_app
@@ -52,7 +54,7 @@ class AppService:
         environment = environment or DEFAULT_ENVIRONMENT
         self._require_environment(environment)
         app = App(new_id("ap"), environment, description, state, time.time(), tags=tags)
-        app.heartbeat_at = time.monotonic()
+        app.heartbeat_at = self._clock()
         self._expect_containers()
         return self._registry.add_app(app)
 
@@ -171,13 +173,20 @@ class AppService:
 
     async def AppHeartbeat(self, request: api_pb2.AppHeartbeatRequest, _caller: Caller) -> Empty:
         """The client of an ephemeral app is alive."""
-        self._known(request.app_id).heartbeat_at = time.monotonic()
+        self._known(request.app_id).heartbeat_at = self._clock()
         return Empty()
 
     async def AppClientDisconnect(self, request: api_pb2.AppClientDisconnectRequest, _caller: Caller) -> Empty:
         """The client leaves: an ephemeral app ends with it."""
         self.leave(self._known(request.app_id))
         return Empty()
+
+    def leave_silent(self, patience_s: float) -> None:
+        """End what is no deployment and whose client was not heard of for *patience_s*."""
+        last = self._clock() - patience_s
+        for app in list(self._registry.apps.values()):
+            if not app.is_deployed and app.heartbeat_at < last:
+                self.leave(app)
 
     def leave(self, app: App) -> None:
         """The client of an app is gone: a detached one goes on until its calls are done."""

@@ -266,9 +266,21 @@ class CallService:
         most = request.max_values if request.max_values > 0 else None
         return call.outputs[position:][:most]
 
-    async def FunctionCallCancel(self, request: api_pb2.FunctionCallCancelRequest, _caller: Caller) -> Empty:
-        """End a call; its waiting inputs are answered at once."""
+    def _may_end_containers(self, call: Call, caller: Caller) -> bool:
+        """Whether *caller* may end what runs *call*: a container that ends takes others' inputs with it."""
+        task, function = self._scheduler.tasks.get(caller.task_id), self._registry.functions.get(call.function_id)
+        of_own_app = task is not None and function is not None and task.app_id == function.app_id
+        return not caller.is_container or of_own_app or call.opened_by == caller.task_id
+
+    async def FunctionCallCancel(self, request: api_pb2.FunctionCallCancelRequest, caller: Caller) -> Empty:
+        """End a call; its waiting inputs are answered at once. Whoever knows a call's id may, as on Modal."""
         call = self._call(request.function_call_id)
+        if request.terminate_containers and not self._may_end_containers(call, caller):
+            refuse(
+                Status.PERMISSION_DENIED,
+                "a container may end containers only of its own app, or for a call that it began; "
+                "cancel without terminate_containers, or from a client",
+            )
         self._scheduler.cancel(call, terminate_containers=request.terminate_containers)
         return Empty()
 

@@ -180,9 +180,11 @@ class ContainerService:
         return api_pb2.ContainerStopResponse()
 
     async def FunctionGetDynamicConcurrency(
-        self, request: api_pb2.FunctionGetDynamicConcurrencyRequest, _caller: Caller
+        self, request: api_pb2.FunctionGetDynamicConcurrencyRequest, caller: Caller
     ) -> api_pb2.FunctionGetDynamicConcurrencyResponse:
         """Allow the full concurrency while inputs wait and no container can be added; else the target."""
+        if caller.is_container and request.function_id != self._task(caller).function_id:
+            refuse(Status.PERMISSION_DENIED, "a container may only ask for the concurrency of its own function")
         function = self._registry.functions.get(request.function_id)
         crowded = False
         if function is not None:
