@@ -32,7 +32,8 @@ _ABOUT = {
     "engine": """
 The floor is a null servicer (`benchmarks/engine/null_servicer.py`): it answers the same modal client and the same
 container runtime and does nothing else - no token, store, idempotency, isolation, scaling or logs - so what it takes is
-Modal's own share. Its containers are plain starts; the engine's are forked from one that has imported the runtime.
+Modal's own share. Its containers are plain starts; the engine's are forked from one that has imported the runtime, but
+for the line of a plain start, whose image sets a variable that an interpreter reads as it starts.
 """,
     "quickstart": """
 The floor is `SentenceTransformer.encode` with its defaults over the same docstrings, in one process and without any

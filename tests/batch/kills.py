@@ -46,7 +46,8 @@ class World:
         print(f"seed {seed}")
         self.dice = random.Random(seed)
         self.folder, self.source, self.output = folder, source, output
-        self._shape = (str(window), str(items))
+        self._shape, self._window = (str(window), str(items)), window
+        self._looks = []
         self.killed = dict.fromkeys(ACTIONS, 0)
         self.stopped = Counter()
         self.drivers = self.refused = 0
@@ -197,6 +198,7 @@ class World:
         for number, one in enumerate(todo):
             if self.wait(self.dice.uniform(*pause_s)):
                 break
+            self._look()
             if one == "stop":
                 self.stop_for(stop_s, succeed=number % 2 == 0)
             elif one == "full":
@@ -204,6 +206,22 @@ class World:
             else:
                 self.kill(one)
         return self.finish()
+
+    def _look(self):
+        """Note how much had been executed when so many items, from the first on, were committed."""
+        parts = [int(path.stem.partition("-")[2]) for path in self.output.glob("part-*")]
+        executed = self.executed.stat().st_size if self.executed.exists() else 0
+        self._looks.append((executed, (max(parts, default=-1) + 1) * self._window))
+
+    def executed_though_committed(self):
+        """Items that were executed after a look had found them committed."""
+        looks, at, committed, found = [*self._looks], 0, 0, 0
+        for line in self.executed.read_text().splitlines(keepends=True):
+            while looks and looks[0][0] <= at:
+                committed = looks.pop(0)[1]
+            found += sum(int(number) < committed for number in line.split())
+            at += len(line)
+        return found
 
     def finish(self, patience_s=3600.0):
         while not self.wait(patience_s):

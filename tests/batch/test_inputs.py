@@ -79,6 +79,24 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
         opened(str(tmp_path / "1.parquet"))
 
 
+def test_a_damaged_part_of_a_parquet_file_costs_only_its_own_rows(tmp_path):
+    path = tmp_path / "1.parquet"
+    pq.write_table(pa.table({"text": ["a", "b", "c", "d", "e", "f"]}), path, row_group_size=2, use_dictionary=False)
+    column = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    data = bytearray(path.read_bytes())
+    first, size = column.data_page_offset, column.total_compressed_size
+    data[first : first + size] = b"\xff" * size
+    path.write_bytes(data)
+
+    rows = opened(gpuserve.Parquet(path, input_field="text")).read(100)
+
+    assert [row.value for row in rows if not row.fault] == ["a", "b", "e", "f"]
+    ((where, kind, fault),) = faults(rows)
+    assert where == "1.parquet rows 2 to 3"
+    assert kind == "UnreadableRow"
+    assert fault.startswith("row group 1 cannot be read")
+
+
 TEXTS = [f"text {number}" + "\nline" * (number % 3) for number in range(50)]
 
 

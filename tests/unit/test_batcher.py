@@ -226,3 +226,35 @@ def test_what_is_not_begun_before_its_deadline_is_told_so():
             await late
 
     asyncio.run(main())
+
+
+def test_who_floods_the_queue_keeps_nobody_else_waiting_for_more_than_a_turn():
+    queue = BatchQueue(max_batch_size=4, max_queue=10_000)
+    for number in range(1000):
+        queue.offer(("greedy", number), now=0.0, key="greedy")
+    for number in range(6):
+        for key in ("modest", "shy"):
+            queue.offer((key, number), now=1.0, key=key)
+
+    batches = [[ticket.item for ticket in queue.take(now=2.0)] for _ in range(6)]
+
+    counted = [[sum(key == name for key, _ in batch) for name in ("greedy", "modest", "shy")] for batch in batches]
+    assert all(min(counts) >= 1 for counts in counted[:4]), "each has a place in each batch"
+    assert sum(counts[1] for counts in counted) == sum(counts[2] for counts in counted) == 6
+    for key in ("greedy", "modest", "shy"):
+        numbers = [number for batch in batches for name, number in batch if name == key]
+        assert numbers == sorted(numbers), "of one key, first come is first served"
+
+
+@pytest.mark.parametrize(("padded", "sizes"), [(False, [3, 1]), (True, [2, 1, 1])])
+def test_a_batch_is_filled_by_what_its_items_cost_padding_counted(padded, sizes):
+    queue = BatchQueue(max_batch_size=8, max_queue=100, max_batch_cost=10, padded=padded)
+    for cost in (1, 2, 7, 9):
+        queue.offer(cost, now=0.0, cost=cost)
+
+    batches = []
+    while batch := queue.take(now=0.0):
+        batches.append([ticket.item for ticket in batch])
+
+    assert [len(batch) for batch in batches] == sizes
+    assert all((max(batch) * len(batch) if padded else sum(batch)) <= 10 for batch in batches)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -29,6 +30,11 @@ _Iterables = Iterable[Any] | AsyncIterable[Any] | Callable[[], Iterable[Any] | A
 _FieldName = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
+def _as_text(path: Any) -> Any:
+    """A path as text; what is none stays what it is, for its field to refuse."""
+    return os.fspath(path) if isinstance(path, PathLike) else path
+
+
 class _Fielded(Spec):
     id_field: _FieldName | None = None
     """the field with each item's own id, text or a whole number; its position unless given"""
@@ -42,13 +48,13 @@ class _Files(_Fielded):
 
     def __init__(self, path: Any = None, **data: Any) -> None:
         if path is not None:
-            data["path"] = path if isinstance(path, list | tuple) else str(path)
+            data["path"] = path
         super().__init__(**data)
 
     @field_validator("path", mode="before")
     @classmethod
     def _some(cls, value: Any) -> Any:
-        listed = [str(one) for one in value] if isinstance(value, list | tuple) else [value]
+        listed = [_as_text(one) for one in (value if isinstance(value, list | tuple) else [value])]
         if not listed or not all(isinstance(one, str) and one for one in listed):
             raise ValueError("write the path of a file, or several")
         return tuple(listed)
@@ -209,7 +215,7 @@ class Shards(Spec):
 
         def __init__(self, path: Any = None, **data: Any) -> None:
             if path is not None:
-                data["path"] = str(path)
+                data["path"] = _as_text(path)
             super().__init__(**data)
 
     @field_validator("path")

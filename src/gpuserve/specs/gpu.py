@@ -113,12 +113,15 @@ class Gpu:
         """
         prices = prices_or_listed(prices)
         faults = []
-        if not 0 < parameters < 1e14:  # noqa: PLR2004 (far beyond what is)
+        if not _is_number(parameters) or parameters == 0:
             faults.append(f"parameters got {parameters!r}; write a number such as 7e9")
-        if dtype not in _BYTES:
+        if not isinstance(dtype, str) or dtype not in _BYTES:
             faults.append(f"dtype got {dtype!r}; write one of {', '.join(_BYTES)}")
-        if context < 0 or concurrent < 1:
+        if not (_is_number(context) and _is_number(concurrent)) or concurrent < 1:
             faults.append(f"context got {context!r} and concurrent {concurrent!r}; write 0 or more, and 1 or more")
+        if kv_bytes_per_token is not None and not _is_number(kv_bytes_per_token):
+            told = "write a number such as 131072, or leave it out"
+            faults.append(f"kv_bytes_per_token got {kv_bytes_per_token!r}; {told}")
         if faults:
             raise DeclarationError("Gpu.fits", tuple(faults))
         if kv_bytes_per_token is None:
@@ -189,3 +192,8 @@ def parse_gpu(text: str) -> tuple[GpuType, int]:
     if not 1 <= count <= kind.max_count:
         raise ValueError(f"gpu={text!r} asks for {count}; a container has 1 to {kind.max_count} {kind.name}")
     return kind, count
+
+
+def _is_number(value: object) -> bool:
+    """A count or an amount that something can be reckoned with: neither negative nor far beyond what is."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e14  # noqa: PLR2004

@@ -81,6 +81,9 @@ class Schedule(Spec):
         def __init__(self, **data: Any) -> None:
             faults = _schedule_faults(data)
             if faults:
+                known = ", ".join(sorted(type(self).model_fields))
+                unknown = [name for name in data if name not in type(self).model_fields]
+                faults += [f"{name} is not a field; write one of {known}" for name in unknown]
                 raise DeclarationError(type(self).__name__, tuple(faults))
             super().__init__(**data)
 
@@ -110,13 +113,17 @@ class Schedule(Spec):
 
 def _schedule_faults(data: Mapping[str, Any]) -> list[str]:
     faults: list[str] = []
-    text, zone, every = data.get("text", ""), data.get("zone", "UTC"), data.get("every") or {}
-    if (every and text) or not (every or "text" in data):
+    text, zone, every = data.get("text", ""), data.get("zone", "UTC"), data.get("every", {})
+    if not isinstance(text, str):
+        faults.append(f"cron got {text!r}, and text such as '0 2 * * *' is allowed")
+    if not isinstance(every, Mapping):
+        faults.append(f"period got {every!r}, and units such as {{'hours': 6}} are allowed")
+    if faults:
+        pass  # which of the two was meant cannot be told
+    elif (every and text) or not (every or "text" in data):
         faults.append("write a cron string or a period: Schedule.cron('0 2 * * *') or Schedule.period(hours=6)")
     elif every:
         faults += _period_faults(every)
-    elif not isinstance(text, str):
-        faults.append(f"cron got {text!r}, and text such as '0 2 * * *' is allowed")
     else:
         faults += [f"cron got {text!r}: {fault}" for fault in cron_faults(text)]
     if not isinstance(zone, str):

@@ -160,7 +160,7 @@ class TrainingDeclaration(Spec):
     @field_validator("precision", mode="before")
     @classmethod
     def _no_fp16(cls, value: Any) -> Any:
-        if value in {"fp16", "float16", "half"}:
+        if isinstance(value, str) and value in {"fp16", "float16", "half"}:
             raise ValueError(_FP16)
         return value
 
