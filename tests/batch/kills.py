@@ -1,6 +1,7 @@
 """A run whose worker, driver, engine, network and disk fail by the dice of a seed, and what must hold after it."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -142,19 +143,12 @@ class World:
         self.killed["stopped"] += 1
 
     def fill_disk_for(self, seconds):
-        """Not a block is left where the output is; a driver that is refused one ends, and is started again after."""
+        """Not a block is left where the output is; a driver that is refused one ends, see `wait`."""
         filler = self.output.parent / "filler"
-        free = os.statvfs(self.output.parent)
-        with filler.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
-        ended = self.wait(seconds)
-        filler.unlink()
         self.killed["full"] += 1
-        if ended and self.driver.returncode == 4:
-            said = self.driver.stdout.read()
-            assert "DiskFullError" in said, said + (self.folder / "driver.err").read_text()[-4000:]
-            self.refused += 1
-            self.start_driver()
+        fill(filler)
+        self.wait(seconds)
+        filler.unlink()
 
     def stop_driver_for(self, seconds, *, succeed):
         """SIGSTOP; where *succeed*, another driver takes over meanwhile, and the first one wakes up behind it."""
@@ -181,6 +175,11 @@ class World:
         if self.driver.poll() == 4 and self.zombies:
             # one that was stopped before it had begun woke up and began first; this one then kept out of its way
             self._end_zombies()
+            self.start_driver()
+        elif self.driver.poll() == 4 and self.killed["full"]:
+            said = self.driver.stdout.read()
+            assert "DiskFullError" in said, said + (self.folder / "driver.err").read_text()[-4000:]
+            self.refused += 1
             self.start_driver()
         return self.driver.poll() is not None
 
@@ -298,6 +297,18 @@ def done_again(world, bad):
     beside = {number for line in lines if poisoned.intersection(line) for number in line}
     counted = Counter(number for line in lines for number in line if number not in beside)
     return sum(counted.values()) - len(counted), len(counted)
+
+
+def fill(path):
+    """Write until the disk refuses: how much is free changes under the driver's hand."""
+    with path.open("wb", buffering=0) as file:
+        while True:
+            try:
+                file.write(b"x" * (1 << 16))
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                return
 
 
 def hashes(output):
