@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import gpuserve
+from gpuserve.runtime.batch.events import BatchCommitted
 
 
 def _load(name):
@@ -196,15 +197,40 @@ def test_a_full_disk_is_named_and_nothing_committed_is_lost(mounted, tmp_path, r
     small_disk = mounted(4)
     if small_disk is None:
         pytest.skip("only root may make a small file system")
-    source = [f"text {number}" for number in range(rounds * 400)]
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(f'{{"id": {number}, "text": "text {number}"}}\n' for number in range(rounds * 400)))
+    source = gpuserve.Jsonl(path, id_field="id", input_field="text")
     report = gpuserve.BatchMapper(
         target=lambda batch: [answer(text) * 4 for text in batch],
         source=source,
         output=tmp_path / "clean",
         batching=gpuserve.MapBatching(window=100),
     ).run()
-    assert report.done == len(source)
+    assert report.done == rounds * 400
 
     full = full_disk_runs(small_disk, source, rounds, kills.hashes(tmp_path / "clean"), seed=3)
 
     assert full > rounds // 2
+
+
+def test_a_disk_that_is_full_when_ids_are_noted_is_named_too(mounted, tmp_path):
+    place = mounted(4)
+    if place is None:
+        pytest.skip("only root may make a small file system")
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(f'{{"id": {number}, "text": "text"}}\n' for number in range(2000)))
+    mapper = gpuserve.BatchMapper(
+        target=lambda batch: batch,
+        source=gpuserve.Jsonl(path, id_field="id", input_field="text"),
+        output=place / "out",
+        batching=gpuserve.MapBatching(window=1000, max_open=1),
+    )
+
+    def fill_before_the_second_window(event):
+        if isinstance(event, BatchCommitted):
+            kills.fill(place / "filler")
+
+    with pytest.raises(gpuserve.DiskFullError):
+        mapper.run(on_event=fill_before_the_second_window)
+    (place / "filler").unlink()
+    assert mapper.run().done == 2000

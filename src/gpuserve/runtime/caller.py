@@ -7,8 +7,8 @@ its queue lives beside, and the model's own methods are called where the caller 
 from __future__ import annotations
 
 import asyncio
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar
@@ -25,7 +25,8 @@ class CallerLoop(Executor):
     """Waits for coroutines on its loop; what these hand to it as an executor runs in the waiting thread."""
 
     def __init__(self) -> None:
-        self._todo: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._todo: deque[Callable[[], None]] = deque()
+        self._changed = threading.Condition()
         self._loop = asyncio.new_event_loop()
         self._hosts: list[asyncio.AbstractEventLoop] = []
         self._calling: set[int] = set()
@@ -50,7 +51,9 @@ class CallerLoop(Executor):
             finally:
                 self._calling.discard(here)
 
-        self._todo.put(call)
+        with self._changed:
+            self._todo.append(call)
+            self._changed.notify_all()
         for host in self._hosts[-1:]:
             host.call_soon_threadsafe(self._call_next)
         return future
@@ -68,12 +71,12 @@ class CallerLoop(Executor):
         """
         self._refuse_itself(coroutine)
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        future.add_done_callback(lambda _done: self._todo.put(None))
+        future.add_done_callback(self._tell_waiting)
         try:
             while not future.done():
-                call = self._todo.get()
-                if call is not None:
-                    call()
+                with self._changed:
+                    self._changed.wait_for(lambda: self._todo or future.done())
+                self._call_next()
         except BaseException:
             future.cancel()
             raise
@@ -88,6 +91,8 @@ class CallerLoop(Executor):
         self._refuse_itself(coroutine)
         host = asyncio.get_running_loop()
         self._hosts.append(host)
+        for _ in range(len(self._todo)):  # left by somebody who waits no longer
+            host.call_soon(self._call_next)
         try:
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
         finally:
@@ -99,12 +104,14 @@ class CallerLoop(Executor):
         self._thread.join()
         self._loop.close()
 
+    def _tell_waiting(self, _done: Future[Any]) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
     def _call_next(self) -> None:
-        try:
-            call = self._todo.get_nowait()
-        except queue.Empty:
-            return  # a thread that waits was quicker
-        if call is not None:
+        with self._changed:
+            call = self._todo.popleft() if self._todo else None
+        if call is not None:  # somebody else who waits was quicker
             call()
 
     def _refuse_itself(self, coroutine: Coroutine[Any, Any, Any]) -> None:

@@ -167,7 +167,7 @@ class Driver:
     async def _opened(self, window: OpenWindow) -> None:
         settings = self._settings
         if self._ids is not None:
-            doubled = await self._on_input(self._ids.add, window.window)
+            doubled = await self._on_input(self._fenced, self._ids.add, window.window)
             for place, (failure) in doubled.items():
                 if settings.stop_on_bad_input:
                     item = window.window.items[place]

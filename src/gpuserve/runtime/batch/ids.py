@@ -93,7 +93,10 @@ class KnownIds:
             [(position, _key_of(one)) for one, position in here.items()],
         )
         self._known.execute("COMMIT")
-        os.pwrite(self._file, b"".join(marks), first * _WIDTH)
+        view, at = memoryview(b"".join(marks)), first * _WIDTH
+        while view:  # a disk that is nearly full takes a part, and refuses the rest the next time
+            count = os.pwrite(self._file, view, at)
+            view, at = view[count:], at + count
         return doubled
 
     def _same(self, position: int, mark: bytes) -> bool:

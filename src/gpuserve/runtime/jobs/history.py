@@ -266,7 +266,9 @@ def _write(path: Path, record: Record, how: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | how, 0o644)
     try:
-        os.write(descriptor, (json.dumps(record.told()) + "\n").encode())
+        view = memoryview((json.dumps(record.told()) + "\n").encode())
+        while view:  # a disk that is nearly full takes a part, and refuses the rest
+            view = view[os.write(descriptor, view) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
