@@ -64,6 +64,61 @@ def test_a_wrong_step_is_refused_with_the_line_to_write(declare, line):
     assert line in "\n".join(faults(declare))
 
 
+DIGEST = f"sha256:{'0123456789abcdef' * 4}"
+BY_DIGEST = """
+import modal, gpuserve
+
+app = modal.App("by-digest")
+
+class Base(gpuserve.WarmModelServer):
+    @gpuserve.batched
+    def predict(self, batch: list[int]) -> list[int]:
+        return batch
+
+@gpuserve.register(app)
+class Named(Base):
+    image = gpuserve.ImageSpec.registry("ghcr.io/our/base@DIGEST").env(COLOUR="blue")
+
+@gpuserve.register(app)
+class Tagged(Base):
+    image = gpuserve.ImageSpec.registry("our/base:1.2@DIGEST")
+
+@gpuserve.register(app)
+class Cuda(Base):
+    image = gpuserve.ImageSpec.cuda("DIGEST", python=None)
+"""
+
+
+def test_a_base_image_named_by_digest_is_what_modal_is_asked_to_build_from(engine, modal_cli, tmp_path, sent):
+    """To the last digit, and with the tag if there is one: a tag alone could be another image tomorrow."""
+    (tmp_path / "by_digest.py").write_text(BY_DIGEST.replace("DIGEST", DIGEST))
+    modal_cli("deploy", "by_digest.py")
+
+    def built_from(name):
+        layers = engine.core.registry.image_layers(sent("by-digest", f"{name}.*").image_id)
+        return [line for layer in layers for line in layer.dockerfile_commands if line.startswith("FROM ")]
+
+    # what is built upon it follows, each on the one before: nothing else comes from a registry
+    assert {name: built_from(name)[0] for name in ("Named", "Tagged", "Cuda")} == {
+        "Named": f"FROM ghcr.io/our/base@{DIGEST}",
+        "Tagged": f"FROM our/base:1.2@{DIGEST}",
+        "Cuda": f"FROM nvidia/cuda@{DIGEST}",
+    }
+    assert {line for name in ("Named", "Tagged", "Cuda") for line in built_from(name)[1:]} == {"FROM base"}
+
+
+@pytest.mark.parametrize(
+    "digest",
+    ["sha256:", DIGEST[:-1], f"{DIGEST}0", DIGEST.upper(), f"sha256:{DIGEST[7:].upper()}", f"sha256:{'g' * 64}",
+     DIGEST.replace("256", "512"), DIGEST.removeprefix("sha256:"), f"{DIGEST}@{DIGEST}"],
+)  # fmt: skip
+def test_a_digest_that_can_be_of_no_image_is_refused_and_the_field_is_named(digest):
+    for reference in (f"our/base@{digest}", f"our/base:1.2@{digest}"):
+        assert faults(lambda reference=reference: ImageSpec.registry(reference)) == (
+            f"reference got the digest {digest!r}; write sha256: and 64 hexadecimal digits",
+        )
+
+
 # Every method that takes text which ends up in a build, by what it is given.
 STEPS = {
     "apt": BASE.apt,
@@ -269,3 +324,17 @@ def test_a_missing_key_of_a_secret_is_told_with_the_secret_and_never_a_value():
     assert pickle.loads(pickle.dumps(refused.value)).missing == {"hub": ("HF_TOKEN", "HF_USER")}
     assert "the secret 'hub' brought no HF_TOKEN and no HF_USER" in str(refused.value)
     assert "value-of-it" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["our/base:1.2@", "our/base:1:2", "our//base:1", "Our/Base:1", "/base:1", "base:1/", "base:-1", "b ase:1"],
+)
+def test_what_is_no_reference_of_an_image_is_refused(reference):
+    with pytest.raises(gpuserve.DeclarationError, match="reference got"):
+        ImageSpec.registry(reference)
+
+
+@pytest.mark.parametrize("reference", ["base:1", "Registry.example:5000/our/base:1.2-rc.1_x", "a__b/c-d.e/f:V1"])
+def test_references_of_registries_with_ports_and_of_deep_repositories_are_taken(reference):
+    ImageSpec.registry(reference)

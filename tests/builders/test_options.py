@@ -1,9 +1,15 @@
 """What of a declaration reaches the control plane, field by field; parameters, options for a call, reserved names."""
 
+from pathlib import Path
+
 import modal
 import pytest
 
 import gpuserve
+from gpuserve.engine import LocalEngine
+from gpuserve.engine.protocol import api_pb2
+from gpuserve.engine.services.images import ImageService
+from gpuserve.specs.server import ServerDeclaration
 
 APP = """
 import modal, gpuserve
@@ -34,55 +40,132 @@ class Changed(Base):
     cpu = 2.5
     memory_mib = 2048
     ephemeral_disk_mib = 600_000
-    env = {"COLOUR": "blue"}
     volumes = {"/data": modal.Volume.from_name("fields", create_if_missing=True)}
     cloud = "aws"
     region = ("us-east", "eu-west")
     routing_region = "us-east"
     modal = {"block_network": True, "single_use_containers": False}
 
+# A class of its own: nonpreemptible is for CPU alone, and variables reach Modal as one more secret.
 @gpuserve.register(app)
 class Steady(Base):
     nonpreemptible = True
+    env = {"COLOUR": "blue"}
 """
 
-SAME = {"function_name", "method_definitions", "object_dependencies", "class_serialized", "function_serialized"}
+
+def _gpu(definition):
+    return definition.resources.gpu_config.gpu_type, definition.resources.gpu_config.count
+
+
+# By field: the class above that changes it, where Modal is told of it, and what it is told of Plain and of that class.
+SENT = {
+    "gpu": ("Changed", _gpu, ("", 0), ("H100", 2)),
+    "scaling.min_containers": ("Changed", lambda one: one.autoscaler_settings.min_containers, 0, 1),
+    "scaling.max_containers": ("Changed", lambda one: one.autoscaler_settings.max_containers, 1, 7),
+    "scaling.buffer_containers": ("Changed", lambda one: one.autoscaler_settings.buffer_containers, 0, 2),
+    "scaling.scaledown_window": ("Changed", lambda one: one.autoscaler_settings.scaledown_window, 60, 99),
+    # all that wait, a batch under way and the health checks: no more than Modal's most
+    "batching.max_queue": ("Changed", lambda one: one.max_concurrent_inputs, 1000, 32),
+    "batching.max_batch_size": ("Changed", lambda one: one.target_concurrent_inputs, 64, 8),
+    "secrets": ("Changed", lambda one: len(one.secret_ids), 0, 1),
+    "env": ("Steady", lambda one: len(one.secret_ids), 0, 1),
+    "timeout_s": ("Changed", lambda one: one.timeout_secs, 300, 77),
+    "startup_timeout_s": ("Changed", lambda one: one.startup_timeout_secs, 600, 88),
+    "memory_snapshot": ("Changed", lambda one: one.checkpointing_enabled, False, True),
+    "retries": ("Changed", lambda one: one.retry_policy.retries, 0, 3),
+    "cpu": ("Changed", lambda one: one.resources.milli_cpu, 0, 2500),
+    "memory_mib": ("Changed", lambda one: one.resources.memory_mb, 0, 2048),
+    "ephemeral_disk_mib": ("Changed", lambda one: one.resources.ephemeral_disk_mb, 0, 600_000),
+    "volumes": ("Changed", lambda one: [mount.mount_path for mount in one.volume_mounts], [], ["/data"]),
+    "cloud": ("Changed", lambda one: one.cloud_provider_str, "", "aws"),
+    "region": ("Changed", lambda one: list(one.scheduler_placement.regions), [], ["us-east", "eu-west"]),
+    "routing_region": ("Changed", lambda one: one.routing_region, "", "us-east"),
+    "nonpreemptible": ("Steady", lambda one: one.scheduler_placement.nonpreemptible, False, True),
+    "modal": ("Changed", lambda one: one.block_network, False, True),
+}
+# What is not one number or word of the function that Modal is sent, and the tests that show what becomes of it.
+SHOWN_ELSEWHERE = {
+    "image": "builders/test_images.py",
+    "weights": "builders/test_weights_of_servers.py",
+    "adapters": "builders/test_adapters.py",
+    "max_loaded_adapters": "builders/test_adapters.py",
+    "mixed_adapters": "builders/test_adapters.py",
+    "http": "builders/test_http_server.py",
+    "telemetry": "http_face/test_telemetry.py",
+    "batching.max_batch_cost": "unit/test_batcher.py",
+    "batching.padded": "unit/test_batcher.py",
+    "batching.wait_ms": "unit/test_batcher_machine.py",
+    "proxy": "builders/test_options.py",
+    "max_parameter_sets": "builders/test_options.py",
+    "budget": "builders/test_options.py",
+    "variants": "builders/test_variants.py",
+}
+
+
+def test_no_field_of_a_declaration_is_forgotten_here():
+    """The fields are those of the code: a new one fails this until it is sent below, or shown somewhere else."""
+    attributes = {name for name in gpuserve.WarmModelServer.__annotations__ if not name.startswith("_gpuserve")}
+    assert attributes == {*ServerDeclaration.model_fields, "variants"}
+    parts = {"scaling": gpuserve.Scaling, "batching": gpuserve.Batching}
+    fields = {f"{part}.{name}" for part, spec in parts.items() for name in spec.model_fields}
+
+    assert {*SENT, *SHOWN_ELSEWHERE} == (attributes - set(parts)) | fields
+    assert not set(SENT) & set(SHOWN_ELSEWHERE)
+    assert [field for field, (_name, _read, before, after) in SENT.items() if before == after] == []
+    for field, file in SHOWN_ELSEWHERE.items():
+        assert field.rpartition(".")[2] in (Path(__file__).parents[1] / file).read_text(), (field, file)
 
 
 def test_every_field_of_a_declaration_reaches_the_control_plane(engine, modal_cli, tmp_path, sent):
     modal_cli("secret", "create", "fields", "KEY=value")
     (tmp_path / "fields.py").write_text(APP)
     modal_cli("deploy", "fields.py")
-    plain, changed, second, steady = (
-        sent("fields", "Plain.*"), sent("fields", "Changed.*"), sent("fields", "Changed.*", rank=1),
-        sent("fields", "Steady.*"),
-    )  # fmt: skip
-    fields = {
-        "gpu": (lambda one: (one.resources.gpu_config.gpu_type, one.resources.gpu_config.count), ("", 0), ("H100", 2)),
-        "min_containers": (lambda one: one.autoscaler_settings.min_containers, 0, 1),
-        "max_containers": (lambda one: one.autoscaler_settings.max_containers, 1, 7),
-        "buffer_containers": (lambda one: one.autoscaler_settings.buffer_containers, 0, 2),
-        "scaledown_window": (lambda one: one.autoscaler_settings.scaledown_window, 60, 99),
-        "max_inputs": (lambda one: one.max_concurrent_inputs, 1000, 32),
-        "target_inputs": (lambda one: one.target_concurrent_inputs, 64, 8),
-        "secrets and env": (lambda one: len(one.secret_ids), 0, 2),
-        "timeout_s": (lambda one: one.timeout_secs, 300, 77),
-        "startup_timeout_s": (lambda one: one.startup_timeout_secs, 600, 88),
-        "memory_snapshot": (lambda one: one.checkpointing_enabled, False, True),
-        "retries": (lambda one: one.retry_policy.retries, 0, 3),
-        "cpu": (lambda one: one.resources.milli_cpu, 0, 2500),
-        "memory_mib": (lambda one: one.resources.memory_mb, 0, 2048),
-        "ephemeral_disk_mib": (lambda one: one.resources.ephemeral_disk_mb, 0, 600_000),
-        "volumes": (lambda one: [mount.mount_path for mount in one.volume_mounts], [], ["/data"]),
-        "cloud": (lambda one: one.cloud_provider_str, "", "aws"),
-        "region": (lambda one: list(one.scheduler_placement.regions), [], ["us-east", "eu-west"]),
-        "routing_region": (lambda one: one.routing_region, "", "us-east"),
-        "modal": (lambda one: one.block_network, False, True),
-    }
-    got = {name: (read(plain), read(changed)) for name, (read, _plain, _changed) in fields.items()}
-    assert got == {name: (before, after) for name, (_read, before, after) in fields.items()}
-    assert second.resources.gpu_config.gpu_type == "A100-80GB"
-    assert (plain.scheduler_placement.nonpreemptible, steady.scheduler_placement.nonpreemptible) == (False, True)
+    found = {name: sent("fields", f"{name}.*") for name in ("Plain", "Changed", "Steady")}
+
+    got = {field: (read(found["Plain"]), read(found[name])) for field, (name, read, _before, _after) in SENT.items()}
+    assert got == {field: (before, after) for field, (_name, _read, before, after) in SENT.items()}
+    assert _gpu(sent("fields", "Changed.*", rank=1)) == ("A100-80GB", 1)
+
+
+BEHIND = """
+import modal, gpuserve
+
+app = modal.App("behind")
+
+@gpuserve.register(app)
+class Behind(gpuserve.WarmModelServer):
+    image = gpuserve.ImageSpec.debian()
+    proxy = modal.Proxy.from_name("egress")
+
+    @gpuserve.batched
+    def predict(self, batch: list[int]) -> list[int]:
+        return batch
+"""
+
+
+def test_the_proxy_of_a_declaration_is_looked_up_by_its_name_and_its_id_is_sent(monkeypatch, tmp_path, modal_forks):
+    """The engine has no proxies, so this one is taught the answer of Modal to the one question that the client asks."""
+    asked = []
+
+    def answer(_service, request, _caller):
+        asked.append(request.name)
+        return api_pb2.ProxyGetResponse(proxy=api_pb2.Proxy(proxy_id="pr-egress", name=request.name))
+
+    monkeypatch.setattr(ImageService, "ProxyGet", answer, raising=False)
+    (tmp_path / "behind.py").write_text(BEHIND)
+    with LocalEngine() as knowing:
+        done = modal_forks("deploy", "behind.py", environment=knowing.environment, folder=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert {one.definition.proxy_id for one in knowing.core.registry.functions.values()} == {"pr-egress"}
+    assert set(asked) == {"egress"}
+
+
+def test_the_engine_says_that_it_has_no_proxies(modal_cli, tmp_path):
+    (tmp_path / "behind.py").write_text(BEHIND)
+    done = modal_cli("deploy", "behind.py", check=False)
+    assert done.returncode != 0
+    assert "does not implement ProxyGet; what works instead" in " ".join((done.stdout + done.stderr).split())
 
 
 POOLS = """

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import time
+import urllib.error
 import urllib.request
 
 import pytest
@@ -44,6 +45,21 @@ def page():
         await send({"type": "http.response.body", "body": b"first"})
     return answer
 """
+SERVER = """
+import modal, gpuserve
+
+app = modal.App("served")
+
+@gpuserve.register(app)
+class Echo(gpuserve.WarmModelServer):
+    image = gpuserve.ImageSpec.debian()
+    http = gpuserve.Http(keys=gpuserve.SecretSpec(name="serve-keys"))
+
+    @gpuserve.batched
+    def predict(self, batch: list[str]) -> list[str]:
+        return batch
+"""
+KEY = "0123456789abcdef0123456789"
 
 
 def read_until(process, word):
@@ -179,3 +195,26 @@ def test_serve_answers_with_the_new_code_at_the_same_address(cli, until):
     interrupt_group(process)
     assert end(process) == 130
     assert cli.processes() == []
+
+
+def test_serve_gives_a_server_a_page_to_try_it_from_and_its_methods_ask_for_the_key(cli):
+    cli("local", "up")
+    cli("local", "secret", "create", "serve-keys", f"GPUSERVE_API_KEYS=ci:{KEY}")
+    cli.write("served.py", SERVER)
+    process = cli.start("local", "serve", "served.py")
+    said = read_until(process, r"http://127\.0\.0\.1:\d+")
+    url = re.search(r"http://127\.0\.0\.1:\d+", said).group()
+
+    with urllib.request.urlopen(f"{url}/try", timeout=60) as answer:
+        page = answer.read().decode()
+    assert "openapi.json" in page  # with the key, the page lists the methods from it
+    assert KEY not in page
+    asked = urllib.request.Request(f"{url}/predict", b'{"input": "a"}', {"Content-Type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(asked, timeout=60)
+    asked.add_header("Authorization", f"Bearer {KEY}")
+    with urllib.request.urlopen(asked, timeout=60) as answer:
+        assert b'"a"' in answer.read()
+
+    interrupt_group(process)
+    assert end(process) == 130

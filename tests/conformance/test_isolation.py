@@ -198,6 +198,7 @@ def closes(port, deadline=20):
     until = time.monotonic() + deadline
     while time.monotonic() < until:
         try: socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionResetError: continue  # it was accepted by a process that ended in this instant
         except ConnectionRefusedError: return True
         time.sleep(0.01)
     return False

@@ -84,9 +84,11 @@ def chat():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/services/T0/B0/hook", heard
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/services/T0/B0/hook", heard
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 class Shop:

@@ -13,7 +13,8 @@ import pytest
 
 from gpuserve import Http
 
-from .conftest import KEY, read_answer, serving
+from .conftest import read_answer, serving
+from .framed import BODY, CHUNKED, LENGTH, SECOND, post
 from .served import Echo
 
 pytestmark = pytest.mark.wide
@@ -37,17 +38,6 @@ def served():
         patch.setattr(protocol, "_HEAD_S", 0.3)
         with serving(Held, Http(body_timeout_s=0.3)) as running:
             yield running
-
-
-AUTH = f"Host: here\r\nAuthorization: Bearer {KEY}\r\n".encode()
-SECOND = b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n"
-BODY = b'{"input": {"prompt": "a"}}'
-LENGTH = b"Content-Length: %d\r\n" % len(BODY)
-CHUNKED = b"Transfer-Encoding: chunked\r\n"
-
-
-def post(*lines: bytes, body: bytes = b"", first: bytes = b"POST /predict HTTP/1.1") -> bytes:
-    return first + b"\r\n" + AUTH + b"".join(lines) + b"\r\n" + body
 
 
 MALFORMED = {

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import hashlib
 import secrets
+import time
 
+import httpx
+import modal
 import pytest
 
 from gpuserve import Http, RequestError, SecretSpec
@@ -223,3 +227,77 @@ def test_keys_of_a_dict_open_and_close_a_running_server_and_modals_own_lock_stan
     assert found["right"] < 5
     assert found["closed"] < 5
     assert found["locked"] == ["modal-http: missing credentials for proxy authorization", {"output": "a"}]
+
+
+ROTATED = """
+import os
+import modal, gpuserve
+
+app = modal.App("rotated")
+told = modal.Queue.from_name("told", create_if_missing=True)
+
+@gpuserve.register(app)
+class Door(gpuserve.WarmModelServer):
+    image = gpuserve.ImageSpec.debian()
+    http = gpuserve.Http(keys=gpuserve.SecretSpec(name="door-keys"))
+    scaling = gpuserve.Scaling(max_containers=2)
+    batching = gpuserve.Batching(max_batch_size=1, max_queue=1)
+
+    @gpuserve.batched
+    def predict(self, batch: list[str]) -> list[str]:
+        return [os.environ["MODAL_TASK_ID"] for _ in batch]
+
+    def routes(self, router):
+        @router.get("/held")
+        async def held():
+            await told.put.aio("begun")
+            await told.get.aio(partition="go on", timeout=50)
+            return {"output": os.environ["MODAL_TASK_ID"]}
+"""
+
+
+def test_keys_of_a_secret_are_changed_by_containers_that_start_after_it_while_older_ones_keep_theirs(
+    engine, modal_cli, tmp_path
+):
+    def store(key: str) -> None:
+        modal_cli("secret", "create", "--force", "door-keys", f"GPUSERVE_API_KEYS=ci:{key}")
+
+    (tmp_path / "rotated.py").write_text(ROTATED)
+    store(KEY)
+    modal_cli("deploy", "rotated.py")
+    with engine.connected(), concurrent.futures.ThreadPoolExecutor(2) as beside:
+        told = modal.Queue.from_name("told", create_if_missing=True)
+        url = modal.Cls.from_name("rotated", "Door")().web.get_web_url()
+
+        def ask(key: str, path: str = "/predict") -> tuple[int, str]:
+            """The status, and the container that answered or the reason that none did."""
+            method, body = ("GET", None) if path == "/held" else ("POST", {"input": "a"})
+            headers = {"Authorization": f"Bearer {key}"}
+            answer = httpx.request(method, url + path, json=body, headers=headers, timeout=60)
+            return answer.status_code, answer.json().get("output") or answer.json()["error"]["code"]
+
+        refused = (401, "unauthorized")
+        status, old = ask(KEY)
+        assert status == 200
+        assert ask(OTHER_KEY) == refused
+
+        store(OTHER_KEY)
+        assert ask(KEY) == (200, old), "a container that runs has the keys that it began with"
+        assert ask(OTHER_KEY) == refused
+
+        # A batch that runs and one that waits keep a container busy: what comes next has another one started.
+        held = [beside.submit(ask, KEY, "/held") for _ in range(2)]
+        assert [told.get(timeout=30) for _ in held] == ["begun"] * 2
+        until = time.monotonic() + 40
+        while (answer := ask(OTHER_KEY)) == refused:  # until it has started, the busy one takes more than it should
+            assert time.monotonic() < until, "no container knows the new key"
+        status, new = answer
+        assert status == 200
+        assert new != old
+        assert ask(KEY) in {refused, (200, old)}, "a container that started after the change does not know the old key"
+        told.put_many(["go on"] * 2, partition="go on")
+        assert [one.result(30) for one in held] == [(200, old)] * 2, "what was let in is answered"
+
+        modal_cli("container", "stop", old, "--yes")
+        assert ask(OTHER_KEY) == (200, new)
+        assert ask(KEY) == refused, "with the last container that knew it, the old key is gone"

@@ -46,7 +46,7 @@ class streaming(Generic[Server, In, Out]):  # noqa: N801 (a decorator)
     """Mark a generator that answers one item piece by piece.
 
     It runs in the model's own thread, a piece at a time, between batches; a caller who leaves closes it. Over HTTP it
-    is ``POST /NAME``, as server-sent events.
+    is ``POST /NAME``, as server-sent events; one that is named ``stream`` is ``POST /predict/stream`` too.
 
     Examples:
         >>> from collections.abc import Iterator

@@ -132,6 +132,8 @@ def verify(snapshot: str, volume: str, folder: Path | None, as_json: bool) -> No
     else:
         for key, fault in found:
             click.echo(f"{key}  {fault or 'whole'}")
+        if not found:
+            click.echo("nothing is published")
     if any(fault for _, fault in found):
         raise click.exceptions.Exit(1)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import os
 import tempfile
 import threading
@@ -119,12 +120,20 @@ class LocalEngine:
             self.close()
             raise
         if not is_ready:
-            raise EngineError(f"the engine did not start within {_START_TIMEOUT_S:.0f} s")
+            self._tell_where_it_stands()
+            raise EngineError(
+                f"the engine did not start within {_START_TIMEOUT_S:.0f} s; where it stands is told above"
+            )
         if failed:
             self._thread.join()
             self._release()
             raise failed[0]
         return self
+
+    def _tell_where_it_stands(self) -> None:
+        faulthandler.dump_traceback()
+        for task in asyncio.all_tasks(self._loop) if self._loop else ():
+            task.print_stack()
 
     def _run(self, ready: threading.Event, failed: list[BaseException]) -> None:
         with asyncio.Runner() as runner:

@@ -29,7 +29,11 @@ _APT = re.compile(r"[a-z0-9][a-z0-9+.:-]*(=[A-Za-z0-9.+:~-]+)?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _INDEX = re.compile(r"https?://[^\s@'\"\\]+")
-_REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*")
+# Source: the grammar of distribution/reference, which Docker and the registries follow.
+_PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+_REFERENCE = re.compile(
+    rf"(?:[A-Za-z0-9.-]+(?::[0-9]+)?/)?{_PART}(?:/{_PART})*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?"
+)
 # Source: the name rule of the Python packaging specifications, which groups and extras follow too.
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -52,11 +56,11 @@ def python_faults(python: str | None) -> Iterator[str]:
 
 def reference_faults(reference: str) -> Iterator[str]:
     """For an image of a registry."""
-    name, _, digest = reference.partition("@")
+    name, at, digest = reference.partition("@")
     tag = name.rpartition("/")[2].partition(":")[2]
-    if not _REFERENCE.fullmatch(reference):
+    if not _REFERENCE.fullmatch(name):
         yield f"reference got {reference!r}; write repository:tag or repository@sha256:digest"
-    elif digest and not _DIGEST.fullmatch(digest):
+    elif at and not _DIGEST.fullmatch(digest):
         yield f"reference got the digest {digest!r}; write sha256: and 64 hexadecimal digits"
     elif not digest and tag in {"", "latest"}:
         yield f"reference got {reference!r}, which may change; add a tag or @sha256:digest"

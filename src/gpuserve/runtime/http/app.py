@@ -35,6 +35,8 @@ from gpuserve.specs.http import Http
 __all__ = ["build_app"]
 
 _JSON = "application/json"
+# A server's `stream` beside its `predict` is found where clients look for it; no method can be named with a slash.
+_MORE_PATHS = {"stream": ("predict/stream",)}
 
 
 class _EventStream(StreamingResponse):
@@ -74,9 +76,10 @@ def build_app(runtime: ServerRuntime, http: Http, routes: Callable[[APIRouter], 
         except PydanticSchemaGenerationError:
             continue  # JSON has no word for this type: RPC alone serves it
         if name in runtime.streaming:
-            _add_route(router, name, _streaming(runtime, name, reader), reader, _EventStream)
+            for path in (name, *_MORE_PATHS.get(name, ())):
+                _add_route(router, path, name, _streaming(runtime, name, reader), reader, _EventStream)
         else:
-            _add_route(router, name, _described, reader, JSONResponse)
+            _add_route(router, name, name, _described, reader, JSONResponse)
             direct.append(DirectMethod(runtime, name, reader, router.routes[-1]))
     routes(router)
     app.include_router(router)
@@ -145,11 +148,11 @@ def _streaming(runtime: ServerRuntime, name: str, reader: InputReader) -> Callab
 
 
 def _add_route(
-    router: APIRouter, name: str, endpoint: Callable[..., Any], reader: InputReader, answer: type[Response]
+    router: APIRouter, path: str, name: str, endpoint: Callable[..., Any], reader: InputReader, answer: type[Response]
 ) -> None:
     content = {_JSON: {"schema": reader.schema()}}
     router.add_api_route(
-        f"/{name}",
+        f"/{path}",
         endpoint,
         methods=["POST"],
         name=name,

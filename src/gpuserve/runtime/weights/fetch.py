@@ -254,8 +254,7 @@ class FetchRun:
     def _moved(self, path: str, count: int) -> None:
         with self._lock:
             self._done += count
-            done = self._done
-        self.on_progress(Progress(path, done, self._total))
+            self.on_progress(Progress(path, self._done, self._total))  # within the lock, so that counts come in order
 
     def _check_adapter(self, workspace: Workspace, by_path: dict[str, Entry]) -> None:
         if not isinstance(self.source, AdapterSource):
