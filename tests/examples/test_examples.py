@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
+import shutil
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +20,7 @@ from gpuserve.engine import LocalEngine
 
 pytestmark = pytest.mark.wide
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 KEY = "0123456789abcdef0123"
 BEARER = {"Authorization": f"Bearer {KEY}"}
 
@@ -70,6 +73,37 @@ def test_a_prompt_is_read_from_a_file_that_is_attached_and_editing_it_builds_not
         pytest.skip("vLLM's image, which this app has too, is not for a machine without a GPU")
     done = example("images", "run", "app.py", "--name", "question")
     assert "Answer from the document alone:" in done.stdout
+
+
+@pytest.mark.heavy
+def test_the_images_that_a_cpu_can_run_are_built_from_their_pins(tmp_path, modal_forks):
+    """The app without the functions whose images need CUDA or a Dockerfile, which an environment cannot stand for."""
+    source = (EXAMPLES / "images" / "app.py").read_text()
+    kept = [part for part in source.split("\n\n\n") if not re.search(r"modal_image\((cuda|dockerfile|vllm)\)", part)]
+    assert len(kept) == len(source.split("\n\n\n")) - 3
+    shutil.copytree(EXAMPLES / "images", tmp_path / "images")
+    (tmp_path / "images" / "app.py").write_text("\n\n\n".join(kept))
+    with pytest.MonkeyPatch.context() as patch:
+        if "PIP_FIND_LINKS" in os.environ:
+            patch.setenv("UV_FIND_LINKS", os.environ["PIP_FIND_LINKS"])
+        with LocalEngine(image_mode="venv", image_check="warn") as engine:
+
+            def run(*arguments):
+                done = modal_forks(
+                    *arguments, environment=engine.environment, folder=tmp_path / "images", timeout_s=900
+                )
+                assert done.returncode == 0, done.stdout + done.stderr
+                return done.stdout
+
+            run("deploy", "app.py")
+            with engine.connected():
+                versions = modal.Function.from_name("images", "ml_versions").remote()
+                prompt = modal.Function.from_name("images", "prompt").remote("question")
+    pins = dict(re.findall(r'"([a-z]+)==([^"]+)"', source.partition("ml = (")[2].partition("\n)")[0]))
+    assert {name: version.partition("+")[0] for name, version in versions.items()} == {
+        name: pins[name] for name in ("accelerate", "bitsandbytes", "torch", "transformers")
+    }
+    assert "Answer from the document alone:" in prompt
 
 
 @pytest.mark.heavy

@@ -37,6 +37,8 @@ PROXY = "modal-proxy"
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+# Source: RFC 9112, 3.2, and the host of RFC 3986 without what no host that is called has (commas, quotes, brackets).
+_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%-]+)(?::[0-9]*)?")
 _KEY_IN_QUERY = re.compile(rb"(?:^|&)(?:api[-_]?key|key|(?:access[-_])?token|auth(?:orization)?)=", re.IGNORECASE)
 # Bytes a second of a body that is no attempt to hold the connection: a modem's.
 _SLOWEST_BODY = 1024
@@ -192,7 +194,10 @@ class Guard:
         host = named.get(b"host")
         if not host:
             raise RequestError("there is no Host header; send the host that is called", "missing_host", 400)
-        if self._hosts and _host_name(host) not in self._hosts:
+        called = _HOST.fullmatch(host.strip(b" \t"))
+        if called is None:
+            raise RequestError("the Host header is no host; send the host that is called", "bad_host", 400)
+        if self._hosts and called[1].lower().rstrip(b".") not in self._hosts:
             raise RequestError("this server does not answer to that Host", "wrong_host", 421)
 
     async def _identify(self, scope: MutableMapping[str, Any], named: dict[bytes, bytes]) -> str:
@@ -216,11 +221,13 @@ class Guard:
         most, patience = self._http.max_body_bytes, self._http.body_timeout_s
         stated = named.get(b"content-length")
         if stated is not None:
-            if not stated.isdigit():
+            digits = stated.strip(b" \t")
+            if not digits.isdigit():
                 raise RequestError("Content-Length is not a number of bytes", "bad_content_length", 400)
-            if len(stated) > 15 or int(stated) > most:  # noqa: PLR2004 (a petabyte, and no huge number to parse)
+            digits = digits.lstrip(b"0") or b"0"
+            if len(digits) > 15 or int(digits) > most:  # noqa: PLR2004 (a petabyte, and no huge number to parse)
                 raise _too_large(most)
-            if int(stated) == 0:
+            if digits == b"0":
                 return receive
         elif b"transfer-encoding" not in named:
             return receive
@@ -249,11 +256,6 @@ class Guard:
 
 def _too_large(most: int) -> RequestError:
     return RequestError(f"the body is over {most} bytes; send less at a time", "body_too_large", 413)
-
-
-def _host_name(host: bytes) -> bytes:
-    """A Host header's name in small letters, without the port."""
-    return host.partition(b":")[0].lower().rstrip(b".")
 
 
 class _Answer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import httptools
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
@@ -88,7 +89,8 @@ class HttpProtocol(HttpToolsProtocol):
     @override
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count(len(name) + len(value) + 4)
-        super().on_header(name, value)
+        if not self._in_body:  # a trailer is no header: it may neither bring a key nor say where the body ended
+            super().on_header(name, value)
 
     @override
     def on_headers_complete(self) -> None:
@@ -96,13 +98,22 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_came()
         if self.transport.is_closing():
             return  # refused already
+        # The parser ends a request for another protocol at its head, whatever body it says to have.
+        is_cut = self.parser.should_upgrade() and not self._should_upgrade()
+        fault = self._framing_fault(is_cut=is_cut)
+        if fault is not None:
+            self._refuse(fault)
+            return
+        if not self.url.startswith((b"/", b"*")):
+            self._take_host_of_the_address()
         super().on_headers_complete()
-        if self.server_state.leaving:
+        if is_cut or self.server_state.leaving:
             self.close_after_answer()
 
     @override
     def on_message_complete(self) -> None:
-        self._in_body = False
+        self._head_bytes, self._in_body = 0, False  # a trailer is counted as the head is
+        self._head_came()
         super().on_message_complete()
 
     @override
@@ -119,6 +130,28 @@ class HttpProtocol(HttpToolsProtocol):
     @override
     def send_400_response(self, msg: str) -> None:
         self._refuse(RequestError(f"{msg.rstrip('.')}: it is not HTTP/1.1", "invalid_http", 400))
+
+    def _framing_fault(self, *, is_cut: bool) -> RequestError | None:
+        """What of the headers has the request end elsewhere than a proxy before us may believe."""
+        encodings = [one.strip().lower() for one in self._joined(b"transfer-encoding").split(b",") if one.strip()]
+        if encodings not in ([], [b"chunked"]):
+            fault = "the Transfer-Encoding is not chunked alone; send the body as it is"
+            return RequestError(fault, "invalid_http", 400)
+        if is_cut and (encodings or self._joined(b"content-length").strip(b"0 \t")):
+            fault = "there is a body, and a protocol to change to that is not spoken here; send it without Upgrade"
+            return RequestError(fault, "invalid_http", 400)
+        return None
+
+    def _joined(self, name: bytes) -> bytes:
+        return b",".join(value for one, value in self.headers if one == name)
+
+    def _take_host_of_the_address(self) -> None:
+        """A whole address names the host that counts. Source: RFC 9112, 3.2.2."""
+        address = httptools.parse_url(self.url)
+        if address.host:
+            port = b"" if address.port is None else b":%d" % address.port
+            host = address.host + port
+            self.headers[:] = [(name, host if name == b"host" else value) for name, value in self.headers]
 
     def _count(self, size: int) -> None:
         self._head_bytes += size
