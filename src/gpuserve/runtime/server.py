@@ -235,15 +235,20 @@ class ServerRuntime:
         """The names of the streaming methods."""
         return tuple(self._streams)
 
-    async def stream(self, method: str, item: Any) -> AsyncGenerator[Any]:
+    def stream(self, method: str, item: Any) -> AsyncGenerator[Any]:
         """The pieces of an answer; each is made in the model's thread, which runs batches between them.
 
         Closing it closes the user's generator.
+
+        Raises:
+            RequestError: If the item is not of the method's type, or names an adapter that there is not.
         """
         checked = self._check(method, item)
-        pieces = self._streams[method](checked)
+        return self._pieces(self._streams[method](checked), self._adapter_for(checked))
+
+    async def _pieces(self, pieces: Generator[Any, None, None], adapter: str | None) -> AsyncGenerator[Any]:
         # between two pieces the model may have run with another
-        following = self._adapted(next, self._adapter_for(checked)) if not self._mixed else next
+        following = next if self._mixed else self._adapted(next, adapter)
         try:
             while (piece := await self._call(following, pieces, _END)) is not _END:
                 yield piece

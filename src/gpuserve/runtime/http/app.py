@@ -141,7 +141,7 @@ def _streaming(runtime: ServerRuntime, name: str, reader: InputReader) -> Callab
         check_media(request.scope["headers"])
         item = reader.read(await request.body())
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        events = _events(runtime, name, item, str(request.scope["gpuserve_request_id"]))
+        events = _events(runtime.stream(name, item), str(request.scope["gpuserve_request_id"]))
         return _EventStream(events, headers=headers)
 
     return stream
@@ -162,13 +162,13 @@ def _add_route(
     )
 
 
-async def _events(runtime: ServerRuntime, name: str, item: Any, request_id: str) -> AsyncGenerator[bytes]:
+async def _events(stream: AsyncGenerator[Any], request_id: str) -> AsyncGenerator[bytes]:
     """The pieces of an answer as server-sent events; the last one says how it ended.
 
     A stream that ends without ``done`` or ``error`` was cut off.
     """
     try:
-        async with aclosing(runtime.stream(name, item)) as pieces:
+        async with aclosing(stream) as pieces:
             async for piece in pieces:
                 yield b"data: %s\n\n" % encode({"output": piece})
         yield b"event: done\ndata: {}\n\n"
