@@ -43,7 +43,7 @@ class KnownIds:
     def load(self, positions: int) -> None:
         """Index the ids of all that is committed."""
         self._known = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        self._known.execute("PRAGMA cache_size = -8192")  # KiB that stay in memory; our choice
+        self._known.execute("PRAGMA cache_size = -4096")  # KiB that stay in memory; our choice
         self._known.execute("PRAGMA journal_mode = OFF")  # it is made anew from the file by each driver
         self._known.execute("CREATE TABLE ids (position INTEGER PRIMARY KEY, key INTEGER NOT NULL)")
         self._known.execute("BEGIN")
