@@ -165,7 +165,7 @@ def test_an_input_whose_container_dies_is_run_again_and_takes_no_other_with_it(r
 
 
 def test_an_input_that_takes_too_long_ends_whatever_its_code_does(run, monkeypatch):
-    monkeypatch.setattr("gpuserve.engine.workers.deadlines.ENDING_GRACE_S", 1.0)
+    monkeypatch.setattr("gpuserve.engine.workers.deadlines.ENDING_GRACE_S", 3.0)
     found = run("""
         import asyncio, modal, os, time
         app = modal.App("timeouts")

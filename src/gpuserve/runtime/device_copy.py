@@ -137,5 +137,6 @@ class _Lane:
         while view:
             got = os.preadv(self._file, [view], place)
             if not got:
-                raise WeightsCorruptError(self._name, f"it ends at byte {place:,}, before its tensors do")
+                end = os.fstat(self._file).st_size  # and not *place*: another thread's piece may lie beyond it
+                raise WeightsCorruptError(self._name, f"it ends at byte {end:,}, before its tensors do")
             view, place = view[got:], place + got
