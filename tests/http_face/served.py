@@ -69,3 +69,13 @@ class Echo(gpuserve.WarmModelServer):
         @router.get("/own/{number}")
         async def numbered(number: Annotated[int, Field(ge=0, le=9)]) -> dict[str, int]:
             return {"number": number}
+
+
+class Held(Echo):
+    """The same, with its only instance at hand: what it saw is what the test asks about."""
+
+    instance: Held
+
+    def load(self) -> None:
+        super().load()
+        type(self).instance = self

@@ -15,21 +15,11 @@ from gpuserve import Http
 
 from .conftest import read_answer, serving
 from .framed import BODY, CHUNKED, LENGTH, SECOND, post
-from .served import Echo
+from .served import Echo, Held
 
 pytestmark = pytest.mark.wide
 
 protocol = pytest.importorskip("gpuserve.runtime.http.protocol")
-
-
-class Held(Echo):
-    """The same, with its only instance at hand: what it saw is what the test asks about."""
-
-    instance: Held
-
-    def load(self) -> None:
-        super().load()
-        type(self).instance = self
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from gpuserve import Http
 
 from .conftest import KEY, read_answer, serving
 from .framed import BODY, CHUNKED, LENGTH, SECOND, post
-from .served import Echo
+from .served import Echo, Held
 
 pytestmark = pytest.mark.wide
 
@@ -20,12 +20,6 @@ protocol = pytest.importorskip("gpuserve.runtime.http.protocol")
 UPGRADE = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
 HIDDEN = b"GET /ready HTTP/1.1\r\nHost: here\r\n\r\n"
 HOLD = b'{"input": {"prompt": "hold"}}'
-
-
-class Held(Echo):
-    def load(self) -> None:
-        super().load()
-        type(self).instance = self
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import faulthandler
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -131,9 +132,10 @@ class LocalEngine:
         return self
 
     def _tell_where_it_stands(self) -> None:
-        faulthandler.dump_traceback()
+        # the process's own: what a notebook or a test puts in its place may have no descriptor
+        faulthandler.dump_traceback(2)
         for task in asyncio.all_tasks(self._loop) if self._loop else ():
-            task.print_stack()
+            task.print_stack(file=sys.__stderr__)
 
     def _run(self, ready: threading.Event, failed: list[BaseException]) -> None:
         with asyncio.Runner() as runner:
