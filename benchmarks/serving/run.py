@@ -32,7 +32,7 @@ CASES = ("noop", "embed")
 _START_S = 90.0
 _WARM_S = 1
 # One client and the model alone are asked in turns of so many texts, so that both meet the same neighbours.
-_TURNS, _A_TURN = 10, 10
+_TURNS, _A_TURN = 50, 4
 # Float32's rounding over a dozen layers; see `gpuserve.models.encoder`.
 _TOLERANCE = 1e-5
 # Reported, not raced: they are loaded alone, because they are busy while they idle.

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -178,7 +179,10 @@ def test_an_iterable_that_raises_stops_the_run_and_keeps_what_was_committed(tmp_
     assert (report.status, report.done) == ("finished", 10)
 
 
-def test_ids_that_come_twice_are_dead_letters_with_both_places_also_after_a_resume(tmp_path):
+@pytest.mark.parametrize("piece", [1 << 20, 5], ids=["a disk that takes all", "a disk that takes a few bytes a time"])
+def test_ids_that_come_twice_are_dead_letters_with_both_places_also_after_a_resume(tmp_path, monkeypatch, piece):
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, at: pwrite(file, data[:piece], at))
     ids = [*range(10), 3, *range(10, 20), 14]
     path = tmp_path / "docs.jsonl"
     path.write_text("".join(json.dumps({"id": one, "text": "x"}) + "\n" for one in ids))

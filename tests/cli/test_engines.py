@@ -99,6 +99,25 @@ def test_an_engine_that_dies_while_it_starts_is_told_with_its_last_words(cli):
     assert "the engine did not start: SystemExit: no luck today" in cli.refused("local", "up", code=1, PYTHONPATH=path)
 
 
+STUCK = """
+import sys, time
+from pathlib import Path
+from gpuserve.engine import LocalEngine, server
+server._START_TIMEOUT_S = 1.0
+server.Core = lambda *_arguments, **_options: time.sleep(600)
+LocalEngine(Path(sys.argv[1])).start()
+"""
+
+
+def test_an_engine_that_does_not_start_in_time_tells_where_it_stands(cli):
+    stuck = subprocess.run([sys.executable, "-c", STUCK, cli.home], capture_output=True, text=True, check=False)
+
+    assert stuck.returncode == 1
+    assert "EngineError: the engine did not start within 1 s; where it stands is told above" in stuck.stderr
+    assert 'File "<string>", line 6 in <lambda>' in stuck.stderr, "each thread's stack, the one that sleeps among them"
+    assert "in _open" in stuck.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("command", [["up"], ["run", "kept.py"]], ids=["up", "run"])
 def test_a_signal_while_the_engine_starts_leaves_nothing(number, command, cli, until):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import threading
@@ -361,6 +362,16 @@ def test_another_schedule_does_not_make_its_older_times_missed(world, tmp_path):
 def test_a_time_that_is_none_of_the_schedules_is_refused_with_the_nearest(text, why):
     with pytest.raises(gpuserve.JobError, match=re.escape(why)):
         parse_time(text, HOURLY, lambda: START + timedelta(hours=1))
+
+
+def test_a_disk_that_takes_a_few_bytes_a_time_keeps_each_line_whole(world, monkeypatch):
+    here = world()
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:5]))
+    here.run(at="2026-06-01T12:00")
+    assert here.run(at="2026-06-01T12:00").state == "already_done"
+    [path] = here.history._folder.glob("*/*run*")
+    assert [json.loads(line)["state"] for line in path.read_text().splitlines()] == ["running", "succeeded"]
 
 
 def test_a_line_that_a_kill_cut_off_is_no_line_and_old_days_are_removed(world):

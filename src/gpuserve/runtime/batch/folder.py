@@ -105,7 +105,7 @@ class OutputFolder:
             BatchBusyError: If another driver is at work.
             DiskFullError: If there is no room.
         """
-        with naming_a_full_disk(_existing(self.root), 1 << 20):
+        with naming_a_full_disk(self.root, 1 << 20):
             for folder in (self.root, self.ledger, self.answers, self.incomplete):
                 folder.mkdir(parents=True, exist_ok=True)
             self._claim_folder(identity)
@@ -296,12 +296,6 @@ class OutputFolder:
                 view = memoryview((self.root / dead.name).read_bytes())
                 while view:
                     view = view[os.write(self._dead, view) :]
-
-
-def _existing(path: Path) -> Path:
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path
 
 
 def _short(value: Any) -> str:

@@ -21,6 +21,7 @@ from urllib.parse import quote
 from gpuserve.runtime.jobs.decisions import Started, Trigger
 from gpuserve.runtime.jobs.plan import told
 from gpuserve.runtime.ports import VolumePort
+from gpuserve.runtime.weights.steps import naming_a_full_disk
 
 __all__ = ["History", "OpenRun", "Record", "State", "View"]
 
@@ -263,15 +264,16 @@ def _records(path: Path) -> Iterator[Record]:
 
 
 def _write(path: Path, record: Record, how: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | how, 0o644)
-    try:
-        view = memoryview((json.dumps(record.told()) + "\n").encode())
-        while view:  # a disk that is nearly full takes a part, and refuses the rest
-            view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    view = memoryview((json.dumps(record.told()) + "\n").encode())
+    with naming_a_full_disk(path, len(view)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | how, 0o644)
+        try:
+            while view:  # a disk that is nearly full takes a part, and refuses the rest
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _replace(path: Path, content: dict[str, str]) -> None:

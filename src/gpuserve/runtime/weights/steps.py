@@ -30,7 +30,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def free_bytes(folder: Path) -> int | None:
-    """Bytes free where *folder* lies; ``None`` where the file system does not tell."""
+    """Bytes free where *folder* lies, or is to lie; ``None`` where the file system does not tell."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
     found = shutil.disk_usage(folder)
     return found.free if found.total else None
 
