@@ -46,7 +46,9 @@ to be whole) on; the peers do none of that. All run in a process of their own: p
 httptools (one `encode` a request in its thread pool), LitServe (for MiniLM batches of 32 that wait 5 ms), Ray Serve and
 BentoML with one worker. MiniLM reads the standard library's docstrings in random order; every side's vectors are first
 found equal to `encode`'s within 1e-5. The bare matrix products are those of the model's dense layers for the same
-tokens. `wrk` comes from Debian (`apt-get install wrk`), the peers from `python -m benchmarks.serving --install`.
+tokens. One client and the model alone are asked in turns of four texts when the peers have gone, because LitServe is
+busy while it idles. `wrk` comes from Debian (`apt-get install wrk`), the peers from
+`python -m benchmarks.serving --install`.
 """,
     "overload": """
 A model that takes 50 ms for a batch of up to 64, a queue of 64, and 500 callers that each keep a connection, ask again

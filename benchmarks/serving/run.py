@@ -106,19 +106,31 @@ class _Measure:
             urls = self._start(stack, "embed")
             offline.wait()
             difference = self._largest_difference(urls, offline)
-            alone: dict[str, list[float]] = {"encode": [], "matmul": [], "direct_ms": [], "one_client_ms": []}
+            alone: dict[str, list[float]] = {"encode": [], "matmul": []}
             for number in range(self._rounds):
                 self._load_all(urls, only_round=number)
                 alone["encode"].append(offline.ask("encode", 300, number))
                 alone["matmul"].append(offline.ask("matmul", 300, number))
-                direct, asked = self._one_client(urls["ours"], offline, number)
-                alone["direct_ms"].append(direct)
-                alone["one_client_ms"].append(asked)
-                sys.stderr.write(f"round {number} { ({key: round(value[-1], 2) for key, value in alone.items()}) }\n")
+                _tell(number, alone)
         self._check_log()
-        return {**self._found, "alone": alone, "largest_difference": difference}
+        return {**self._found, "alone": {**alone, **self._one_client()}, "largest_difference": difference}
 
-    def _one_client(self, url: str, offline: _Offline, number: int) -> tuple[float, float]:
+    def _one_client(self) -> dict[str, list[float]]:
+        """The milliseconds for one text, by the model and over HTTP, with nobody beside: LitServe idles busily."""
+        found: dict[str, list[float]] = {"direct_ms": [], "one_client_ms": []}
+        with contextlib.ExitStack() as stack:
+            offline = stack.enter_context(_Offline(self._bodies))
+            url = self._ours(stack, "embed")
+            wait_for(url, self._key, _START_S)
+            offline.wait()
+            for number in range(self._rounds):
+                direct, asked = self._in_turns(url, offline, number)
+                found["direct_ms"].append(direct)
+                found["one_client_ms"].append(asked)
+                _tell(number, found)
+        return found
+
+    def _in_turns(self, url: str, offline: _Offline, number: int) -> tuple[float, float]:
         """The medians of milliseconds for one text: by the model alone, and over HTTP; in turns, a few texts each."""
         direct: list[float] = []
         asked: list[float] = []
@@ -139,17 +151,20 @@ class _Measure:
 
     def _start(self, stack: contextlib.ExitStack, method: str) -> dict[str, str]:
         urls = {name: self._peer(stack, name, wait=False) for name in ("plain_fastapi", "lit")}
-        port = free_port()
-        command = [sys.executable, "-m", "benchmarks.serving.ours", self._case, str(port), str(self._requests)]
-        environment = {"GPUSERVE_API_KEYS": f"bench:{self._key}", "OMP_WAIT_POLICY": "PASSIVE"}
-        with (self._folder / f"{self._case}-ours.log").open("w") as log:
-            stack.enter_context(process(command, environment, log))
-        urls["ours"] = f"http://127.0.0.1:{port}/{method}"
+        urls["ours"] = self._ours(stack, method)
         asgi, served = stack.enter_context(deployed(self._case, self._key, free_port(), self._folder))
         urls |= {"ingress": f"{served}/{method}", "asgi": f"{asgi}/{method}"}
         for url in urls.values():
             wait_for(url, self._key, _START_S)
         return urls
+
+    def _ours(self, stack: contextlib.ExitStack, method: str) -> str:
+        port = free_port()
+        command = [sys.executable, "-m", "benchmarks.serving.ours", self._case, str(port), str(self._requests)]
+        environment = {"GPUSERVE_API_KEYS": f"bench:{self._key}", "OMP_WAIT_POLICY": "PASSIVE"}
+        with (self._folder / f"{self._case}-ours.log").open("a") as log:
+            stack.enter_context(process(command, environment, log))
+        return f"http://127.0.0.1:{port}/{method}"
 
     def _peer(self, stack: contextlib.ExitStack, name: str, *, wait: bool = True) -> str:
         port = free_port()
@@ -190,6 +205,10 @@ class _Measure:
                 raise RuntimeError(f"{name} answers differently from encode by {found:.1e}")
             largest = max(largest, found)
         return largest
+
+
+def _tell(number: int, found: dict[str, list[float]]) -> None:
+    sys.stderr.write(f"round {number} { ({key: round(value[-1], 2) for key, value in found.items()}) }\n")
 
 
 class _Offline:
