@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import nox
@@ -37,6 +38,9 @@ def _pytest(run: Callable[..., object], *arguments: str) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The commit tier, every docstring, and the README run as it is written; `conftest.py` says how."""
+    if not session.posargs and find_spec("sentence_transformers"):
+        # pip left it and torch uncompiled: beside three other workers that is minutes, more than a test has
+        _run(session, "python", "-c", "import sentence_transformers", env=_ENVIRONMENT)
     _pytest(partial(_run, session, "python"), *(session.posargs or ("tests", "src", *_PAGES)))
 
 

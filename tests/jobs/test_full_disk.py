@@ -1,7 +1,6 @@
 """A job on a full disk: told as such, begun only when that is written down, done again only if it failed."""
 
 import contextlib
-import subprocess
 from datetime import UTC, datetime
 
 import pytest
@@ -25,15 +24,8 @@ class NoCalls:
 
 
 @pytest.fixture
-def disk(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    done = subprocess.run(mounted, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+def disk(small_disk):
+    return small_disk("64k")
 
 
 def fill(disk):

@@ -10,9 +10,6 @@ import pytest
 
 from gpuserve.quickstart.app import INDEX, index, write_index
 
-# The first of them compiles torch and transformers, which takes minutes where others share the cores.
-pytestmark = pytest.mark.timeout(400)
-
 # What sentence-transformers itself makes of texts; in a process of its own, since torch is no part of the tests.
 REFERENCE = """
 import json, sys
@@ -28,7 +25,7 @@ numpy.save(sys.argv[1], model.encode(json.loads(sys.argv[2]), normalize_embeddin
 def reference(service, tmp_path_factory):
     file = tmp_path_factory.mktemp("reference") / "vectors.npy"
     arguments = [sys.executable, "-c", REFERENCE, file, json.dumps(service.texts)]
-    subprocess.run(arguments, check=True, capture_output=True, timeout=300)
+    subprocess.run(arguments, check=True, capture_output=True, timeout=100)
     return np.load(file)
 
 

@@ -128,29 +128,21 @@ def save_all(store):
         save(store, step)
 
 
-def test_a_full_disk_loses_no_checkpoint(tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)]
-    done = subprocess.run(mounted, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-    try:
-        store = CheckpointStore(disk, PlainFolder(), keep=100)
-        store.prepare()
-        with pytest.raises(gpuserve.DiskFullError) as full:
-            save_all(store)
-        assert full.value.path.startswith(str(disk))
-        newest = store.newest()
-        assert newest.step > 0
-        assert contents(newest) == files_of(newest.step)
-        with pytest.raises(gpuserve.DiskFullError):
-            save(store, newest.step + 1)
-        assert store.newest() == newest
-        # its own partial files are gone, and there is room for what was there before
-        assert list((disk / "incomplete").iterdir()) == []
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
+def test_a_full_disk_loses_no_checkpoint(small_disk):
+    disk = small_disk("400k")
+    store = CheckpointStore(disk, PlainFolder(), keep=100)
+    store.prepare()
+    with pytest.raises(gpuserve.DiskFullError) as full:
+        save_all(store)
+    assert full.value.path.startswith(str(disk))
+    newest = store.newest()
+    assert newest.step > 0
+    assert contents(newest) == files_of(newest.step)
+    with pytest.raises(gpuserve.DiskFullError):
+        save(store, newest.step + 1)
+    assert store.newest() == newest
+    # its own partial files are gone, and there is room for what was there before
+    assert list((disk / "incomplete").iterdir()) == []
 
 
 @pytest.mark.heavy

@@ -4,7 +4,6 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
 import threading
 
 import pytest
@@ -122,36 +121,28 @@ def test_fifty_times_twenty_fetchers_at_once_publish_once(hub, fetchers, tmp_pat
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+def disk(small_disk):
+    return small_disk("2m")
 
 
-def test_too_little_room_is_told_before_a_byte_is_fetched(hub, small_disk):
+def test_too_little_room_is_told_before_a_byte_is_fetched(hub, disk):
     hub.commits[COMMIT] = model_files(0, numbers=600_000)
     with pytest.raises(gpuserve.DiskFullError) as full:
-        gpuserve.VolumeWeightsCache(source=SOURCE).fetch(root=small_disk)
-    assert (full.value.path, full.value.need) == (str(small_disk), sum(map(len, hub.commits[COMMIT].values())))
+        gpuserve.VolumeWeightsCache(source=SOURCE).fetch(root=disk)
+    assert (full.value.path, full.value.need) == (str(disk), sum(map(len, hub.commits[COMMIT].values())))
     assert full.value.free < full.value.need
     assert hub.sent == 0
 
 
-def test_a_disk_that_fills_at_any_moment_costs_no_snapshot(hub, small_disk, quick_retries):
+def test_a_disk_that_fills_at_any_moment_costs_no_snapshot(hub, disk, quick_retries):
     """The disk fills after each twentieth of the download."""
     hub.commits[COMMIT] = model_files(0, numbers=20_000)
     hub.commits[OTHER_COMMIT] = model_files(1, numbers=60_000)
     first = gpuserve.VolumeWeightsCache(source=SOURCE)
     second = gpuserve.VolumeWeightsCache(source=gpuserve.HubSource(REPO, revision=OTHER_COMMIT), workers=1)
-    first.fetch(root=small_disk)
+    first.fetch(root=disk)
     size = sum(map(len, hub.commits[OTHER_COMMIT].values()))
-    ballast = small_disk / "ballast"
+    ballast = disk / "ballast"
     full = 0
     for twentieth in range(20):
         hub.sent = 0
@@ -167,15 +158,15 @@ def test_a_disk_that_fills_at_any_moment_costs_no_snapshot(hub, small_disk, quic
 
         hub.on_sent = fill
         try:
-            second.fetch(root=small_disk)
+            second.fetch(root=disk)
         except gpuserve.DiskFullError as error:
-            full += error.path.startswith(str(small_disk))
+            full += error.path.startswith(str(disk))
         hub.on_sent = lambda _total: None
         ballast.unlink()
-        assert contents(published(small_disk).path) == hub.commits[COMMIT]
+        assert contents(published(disk).path) == hub.commits[COMMIT]
     assert full >= 18
-    second.fetch(root=small_disk)
-    assert contents(second.path(root=small_disk)) == hub.commits[OTHER_COMMIT]
+    second.fetch(root=disk)
+    assert contents(second.path(root=disk)) == hub.commits[OTHER_COMMIT]
 
 
 def test_a_damaged_snapshot_is_mended_by_many_at_once(hub, fetchers, tmp_path):
