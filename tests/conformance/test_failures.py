@@ -111,6 +111,7 @@ def test_an_input_whose_container_dies_is_run_again_and_takes_no_other_with_it(r
         import asyncio, modal, os, signal
         app = modal.App("deaths")
         runs = modal.Dict.from_name("runs2", create_if_missing=True)
+        begun = set()
 
         def again(key):
             runs[key] = n = runs.get(key, 0) + 1
@@ -130,6 +131,8 @@ def test_an_input_whose_container_dies_is_run_again_and_takes_no_other_with_it(r
         @modal.concurrent(max_inputs=4)
         async def shared(x):
             n = again(f"shared{x}")
+            begun.add(x)
+            while n == 1 and len(begun) < 4: await asyncio.sleep(0.01)  # the first death is one of all four
             await asyncio.sleep(0.2)
             if x == 0: os._exit(5)
             await asyncio.sleep(0.2)
