@@ -24,6 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from gpuserve.models.calibration import fastest
 from gpuserve.models.row import Row
 from gpuserve.runtime.packing import Pack, pack
 
@@ -43,7 +44,7 @@ TOLERANCE = 1e-5
 # a model's own answers differ by with the batch that a text is in.
 _TOLERANCES = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 # Tokens in a row, to choose from at warm-up: small rows fit a processor's cache, large ones fill a GPU.
-_ROWS = (256, 512, 1024, 2048)
+_ROWS = (512, 1024, 2048)
 _GPU_ROWS = (1024, 4096, 16384, 65536)
 _IMPLEMENTATION = "gpuserve_packed"
 # What each architecture calls its first position. Source: transformers 5's modelling files; RoBERTa and its kin begin
@@ -157,7 +158,7 @@ class SentenceEncoder:
         return found
 
     def calibrate(self, *, budget_s: float = 2.0) -> None:
-        """Find the row length that this device is fastest with, in about *budget_s* seconds."""
+        """Find the row length that this device is fastest with, in *budget_s* seconds or one run of each."""
         if self.padded_because is not None:
             self.encode(["warm"])
             return
@@ -165,19 +166,13 @@ class SentenceEncoder:
         # lengths as texts have them: many short, few long; for a GPU enough of them to fill its largest row
         texts = [" ".join(["word"] * words) for words in (4, 6, 8, 12, 16, 24, 40, 64, 120, 200)]
         texts *= 4 if not on_gpu else 130
-        rates: dict[int, float] = {}
-        began = time.perf_counter()
-        for row_tokens in _GPU_ROWS if on_gpu else _ROWS:
-            self.row_tokens = row_tokens
-            if not rates:
-                self.encode(texts[:10])  # the first run allocates
-            spent = min(self._seconds(texts) for _ in range(2))
-            rates[row_tokens] = len(texts) / spent
-            if time.perf_counter() - began > budget_s:
-                break
-        self.row_tokens = max(rates, key=rates.__getitem__)
+        self.encode(texts[:10])  # the first run allocates
+        self.row_tokens = fastest(
+            _GPU_ROWS if on_gpu else _ROWS, lambda tokens: self._seconds(texts, tokens), budget_s=budget_s
+        )
 
-    def _seconds(self, texts: Sequence[str]) -> float:
+    def _seconds(self, texts: Sequence[str], row_tokens: int) -> float:
+        self.row_tokens = row_tokens
         began = time.perf_counter()
         self.encode(texts)
         return time.perf_counter() - began
