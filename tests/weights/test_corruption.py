@@ -232,6 +232,23 @@ def test_a_header_that_does_not_describe_its_file_is_refused(tmp_path, data, rea
         read_header(path, path.name)
 
 
+@pytest.mark.parametrize("length", [640, 896, 1152, 1408, 0x10280])
+def test_a_header_whose_length_begins_as_a_pickle_does_is_no_pickle(tmp_path, length):
+    path = tmp_path / "m.safetensors"
+    text = json.dumps({"a": F32}).encode()
+    path.write_bytes(header(text + b" " * (length - len(text)), b"12345678"))
+    assert path.read_bytes()[0] == 0x80
+    assert read_header(path, path.name)[0] == 8 + length
+
+
+@pytest.mark.parametrize("protocol", [0x02, 0x03, 0x04, 0x05])
+def test_a_published_file_that_begins_as_a_pickle_does_is_damaged_and_not_to_be_allowed(root, protocol):
+    path = next(root.glob("snapshots/*/files/*.safetensors"))
+    path.write_bytes(b"\x80" + bytes([protocol, 0x95]) + path.read_bytes()[3:])
+    with pytest.raises(gpuserve.WeightsCorruptError, match=rf"{path.name}.*begins as a pickle does"):
+        gpuserve.VolumeWeightsCache(source=SOURCE).path(root=root)
+
+
 def test_a_snapshot_that_is_taken_away_while_it_is_checked_is_missing_or_damaged_and_nothing_else(root):
     folder = next((root / "snapshots").iterdir())
     away, over, refused = folder.with_name("away"), threading.Event(), 0

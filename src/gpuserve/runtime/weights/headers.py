@@ -51,10 +51,11 @@ def read_header(path: Path, name: str) -> tuple[int, dict[str, Span]]:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
-        if start.startswith(_PICKLES):
-            raise UnsafeWeightsError((name,), "a pickle under a safetensors name")
         length = int.from_bytes(start, "little")
         if len(start) < 8 or length > _LONGEST_HEADER or 8 + length > size:  # noqa: PLR2004 (the length's own 8 bytes)
+            # only here: the length of a header of 640 bytes begins as a pickle does
+            if start.startswith(_PICKLES):
+                raise UnsafeWeightsError((name,), "a pickle under a safetensors name")
             raise WeightsCorruptError(
                 name, f"its header would be {length:,} bytes long, in a file of {size:,}; is the file cut off?"
             )

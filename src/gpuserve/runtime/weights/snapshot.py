@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpuserve.exceptions import ChecksumMismatchError, WeightsCorruptError, WeightsNotFoundError
+from gpuserve.exceptions import ChecksumMismatchError, UnsafeWeightsError, WeightsCorruptError, WeightsNotFoundError
 from gpuserve.runtime.weights.headers import read_header
 from gpuserve.runtime.weights.manifest import LARGEST_MANIFEST, MANIFEST, ManifestFile, SnapshotManifest
 from gpuserve.runtime.weights.steps import files_below, read_plain, sha256_of
@@ -97,7 +97,10 @@ class Verification:
         """
         for one in self._tensors:
             with _that_may_vanish(one):
-                read_header(self.snapshot.path / one.path, one.path)
+                try:
+                    read_header(self.snapshot.path / one.path, one.path)
+                except UnsafeWeightsError:  # nothing that a user could allow: it was none when it was published
+                    raise WeightsCorruptError(one.path, "it begins as a pickle does, and was no pickle") from None
         for done in self._others:
             done.result()
 
