@@ -159,6 +159,7 @@ class World:
             self.start_driver()
             said = self.driver.stdout.readline()
             if "BatchBusyError" in said:
+                self.driver.wait(PATIENCE_S)  # it has said so and is about to end
                 self._end_zombies()
                 self.start_driver()
                 said = self.driver.stdout.readline()
