@@ -104,10 +104,11 @@ class World:
         return found
 
     def kill(self, victim):
+        """Whether there was somebody to kill."""
         if victim == "worker":
             workers = self._workers()
             if not workers:
-                return
+                return False
             with contextlib.suppress(psutil.NoSuchProcess):
                 self.dice.choice(workers).kill()
         elif victim == "driver":
@@ -124,6 +125,7 @@ class World:
             self.engine.stdout.close()
             self._start_engine()
         self.killed[victim] += 1
+        return True
 
     def stop_for(self, seconds, *, succeed):
         """SIGSTOP for one of the three."""
@@ -203,8 +205,8 @@ class World:
                 self.stop_for(stop_s, succeed=number % 2 == 0)
             elif one == "full":
                 self.fill_disk_for(fill_s)
-            else:
-                self.kill(one)
+            elif not self.kill(one):
+                todo.append(one)  # later in this run: one left over would cost a run of its own
         return self.finish()
 
     def _look(self):

@@ -144,7 +144,7 @@ def test_a_run_whose_workers_drivers_and_engines_are_killed_and_cut_off_is_the_c
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("third", [1, 2, 3])
 def test_r3_at_its_full_counts(tmp_path_factory, mounted, third):
-    """The nemesis waits more than it kills: with ``-n 3`` the thirds take 20 minutes together, and 50 one by one."""
+    """In thirds, for ``-n 3``: the nemesis waits more than it kills."""
     part = float(os.environ.get("GPUSERVE_KILLS", "1"))
     disk = mounted(256)
 
