@@ -13,6 +13,8 @@ BUILDERS = {
 BAD = {
     "a number for a GPU": ("gpu", 3, "gpu.* got 3"),
     "no GPU of Modal's": ("gpu", ["L4", "Z9"], "'Z9' is not a GPU that Modal has"),
+    "bytes that name none": ("gpu", b"", "gpu='' is not a GPU that Modal has"),
+    "bytes among names": ("gpu", ["L4", b"Z9"], "'Z9' is not a GPU that Modal has"),
     "a word for a secret": ("secrets", ("token",), r"write SecretSpec\(name=…\) or a modal.Secret"),
     "a relative mount": ("volumes", {"models": 1}, "'models' is not a folder to mount at"),
     "the root": ("volumes", {"/": 1}, "'/' is not a folder to mount at"),

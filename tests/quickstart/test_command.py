@@ -33,7 +33,8 @@ def test_the_report_says_what_ran_where_and_for_how_long(served):
     assert (report["containers_started"], report["containers_at_once"]) == (1, 1)
     assert list(report["seconds"]) == ["engine", "cold_start", "sources", "embedding", "index", "questions"]
     assert all(spent > 0 for spent in report["seconds"].values())
-    assert report["docs_per_s"] == pytest.approx(30 / report["seconds"]["embedding"], abs=0.1)
+    embedding = report["seconds"]["embedding"]  # both figures are rounded: to a thousandth and to a tenth
+    assert 30 / (embedding + 0.0005) - 0.05 <= report["docs_per_s"] <= 30 / (embedding - 0.0005) + 0.05
     assert 0 < report["cold_start"]["load"] < report["seconds"]["cold_start"]
     assert max(report["seconds"].values()) < report["total_s"] < sum(report["seconds"].values()) + 10
     assert report["versions"]["gpuserve"] == gpuserve.__version__

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator
 
 from gpuserve.specs.gpu import parse_gpu
 from gpuserve.specs.secret import SecretSpec
@@ -13,13 +13,10 @@ from gpuserve.specs.secret import SecretSpec
 __all__ = ["MOUNTABLE", "Gpus", "Secrets"]
 
 
-def _known(value: Any) -> Any:
-    names = (value,) if isinstance(value, str) else value
-    if isinstance(names, Sequence):
-        for name in names:
-            if isinstance(name, str):
-                parse_gpu(name)
-    return tuple(value) if isinstance(value, list) else value
+def _known(value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+    for name in (value,) if isinstance(value, str) else value or ():
+        parse_gpu(name)
+    return value
 
 
 def _of_modal(value: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -37,7 +34,7 @@ def _mountable(value: Mapping[str, Any]) -> Mapping[str, Any]:
     return value
 
 
-Gpus = Annotated[str | tuple[str, ...] | None, BeforeValidator(_known)]
+Gpus = Annotated[str | tuple[str, ...] | None, AfterValidator(_known)]
 """A GPU as in ``"L4"`` or ``"H100:2"``, or several in the order of preference."""
 
 Secrets = Annotated[tuple[Any, ...], AfterValidator(_of_modal)]
