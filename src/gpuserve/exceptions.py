@@ -249,22 +249,27 @@ class UnsafeWeightsError(WeightsError):
 
     Attributes:
         files: Their paths in the repository.
+        reason: Why they are refused, where their names alone do not say it.
+        advice: What to do instead; by default, to convert them or to allow them by name.
     """
 
-    def __init__(self, files: tuple[str, ...], reason: str = "") -> None:
-        """Name the files, the safe format and the way to allow them."""
-        self.files, self.reason = tuple(files), reason
+    def __init__(self, files: tuple[str, ...], reason: str = "", advice: str = "") -> None:
+        """Name the files, what they are refused for and what to do instead."""
+        self.files, self.reason, self.advice = tuple(files), reason, advice
         named = ", ".join(self.files)
         allowed = ", ".join(f'"{one}"' for one in self.files)
         super().__init__(
             f"{named} can run code when loaded{f' ({reason})' if reason else ''}. "
-            f"Convert to safetensors, take a repository that has them, or, if you trust every byte, "
-            f"allow them by name: allow_unsafe=({allowed},)"
+            + (
+                advice
+                or f"Convert to safetensors, take a repository that has them, or, if you trust every byte, "
+                f"allow them by name: allow_unsafe=({allowed},)"
+            )
         )
 
-    def __reduce__(self) -> tuple[type[UnsafeWeightsError], tuple[tuple[str, ...], str]]:
-        """Pickle by both fields."""
-        return type(self), (self.files, self.reason)
+    def __reduce__(self) -> tuple[type[UnsafeWeightsError], tuple[tuple[str, ...], str, str]]:
+        """Pickle by all three fields."""
+        return type(self), (self.files, self.reason, self.advice)
 
 
 class WeightsCorruptError(WeightsError):

@@ -158,7 +158,7 @@ def test_an_old_torch_is_refused_where_pickles_were_allowed(hub, tmp_path, monke
     allowed = cache(gpuserve.HubSource(REPO, revision=COMMIT, allow_unsafe=("pytorch_model.bin",)))
     allowed.fetch(root=tmp_path)
     monkeypatch.setattr("importlib.metadata.version", lambda _name: "2.9.1+cpu")
-    with pytest.raises(gpuserve.UnsafeWeightsError, match=r"older than 2\.10"):
+    with pytest.raises(gpuserve.UnsafeWeightsError, match=r"older than 2\.10.*Pin torch 2\.10 or newer"):
         allowed.path(root=tmp_path)
 
 
@@ -173,8 +173,9 @@ def test_an_old_torch_is_refused_where_pickles_were_allowed(hub, tmp_path, monke
 )
 def test_what_only_looks_like_safetensors_is_never_published(hub, tmp_path, data, error):
     hub.commits[COMMIT][SHARD] = data
-    with pytest.raises(error, match=SHARD):
+    with pytest.raises(error, match=SHARD) as refused:
         cache().fetch(root=tmp_path)
+    assert "allow_unsafe" not in str(refused.value)  # which takes files by their names, and this one's is a lie
     assert nothing_is_published(tmp_path)
 
 
@@ -230,6 +231,7 @@ def test_every_error_survives_pickling():
     for error in (
         gpuserve.ChecksumMismatchError("f", "1", "2"),
         gpuserve.UnsafeWeightsError(("a", "b"), "why"),
+        gpuserve.UnsafeWeightsError(("a", "b"), "why", "do this"),
         gpuserve.WeightsCorruptError("f", "why"),
         gpuserve.DiskFullError("/p", 5, 3),
         gpuserve.GatedSourceError("gated"),

@@ -172,4 +172,8 @@ def _require_safe_torch(unsafe: tuple[str, ...]) -> None:
     except importlib.metadata.PackageNotFoundError:
         return
     if Version(version).release < _SAFE_TORCH:
-        raise UnsafeWeightsError(unsafe, f"and torch {version} is older than 2.10, whose weights_only is no guard")
+        raise UnsafeWeightsError(
+            unsafe,
+            f"and torch {version} is older than 2.10, whose weights_only is no guard",
+            "Pin torch 2.10 or newer in the image, or convert them to safetensors",
+        )

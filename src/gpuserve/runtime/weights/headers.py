@@ -55,7 +55,12 @@ def read_header(path: Path, name: str) -> tuple[int, dict[str, Span]]:
         if len(start) < 8 or length > _LONGEST_HEADER or 8 + length > size:  # noqa: PLR2004 (the length's own 8 bytes)
             # only here: the length of a header of 640 bytes begins as a pickle does
             if start.startswith(_PICKLES):
-                raise UnsafeWeightsError((name,), "a pickle under a safetensors name")
+                raise UnsafeWeightsError(
+                    (name,),
+                    "a pickle under a safetensors name",
+                    "Nothing allows it under that name, which every loader would trust: take another revision or "
+                    "repository, whose safetensors files are what they are called",
+                )
             raise WeightsCorruptError(
                 name, f"its header would be {length:,} bytes long, in a file of {size:,}; is the file cut off?"
             )
