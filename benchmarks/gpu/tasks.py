@@ -30,7 +30,7 @@ def make(folder: str) -> dict[str, Any]:
 
 def load(folder: str) -> Callable[[], dict[str, Any]]:
     """Ours, into a model without values."""
-    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+    from accelerate import init_empty_weights
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from gpuserve.runtime.loading import load_into

@@ -157,7 +157,7 @@ def test_a_container_that_is_stopped_leaves_a_checkpoint_of_its_last_step_and_th
             printed = running.communicate(timeout=400)[0]
     assert running.returncode == 0, printed[-6000:]
     told = told_in(printed)
-    assert told["attempts"] == 2
+    assert told["attempts"] == 2, printed[-6000:]
     assert len(set(told["adapters"])) == 1
     began = [json.loads(line) for line in printed.splitlines() if line.startswith("{") and '"from"' in line]
     assert [one["from"] for one in began] == [0, 6, 0]  # 4 was the last that was due

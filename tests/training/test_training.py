@@ -54,6 +54,13 @@ def test_python_s_own_docstrings_are_learnt_as_the_curve_over_rows_that_were_kep
     assert page.count("<title>loss ") == 100
 
 
+def test_the_environment_stays_as_it_is_while_other_threads_may_read_it(trainers, root):
+    names = root / "names"
+    report = trainers.train(root, "environment", environment=names, declared={"steps": 3, "evaluation": 0.2})
+    assert report["state"] == "finished"
+    assert names.read_text().splitlines() == []
+
+
 def test_a_run_that_is_over_is_told_of_and_not_run_again(unbroken, trainers, root):
     gate = {"metric": "eval_loss", "better": "lower", "tolerance": 0.01}
     assert trainers.train(root, "unbroken", declared={"evaluation": 0.2, "gate": gate}) == unbroken

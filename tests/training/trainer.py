@@ -89,6 +89,17 @@ def watch(file: Path) -> None:
     trl.SFTTrainer.compute_loss = watched
 
 
+def note_environment(file: Path) -> None:
+    """Write down each variable that is set or taken away from now on, by its name."""
+    names = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def heard(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in {"os.putenv", "os.unsetenv"}:
+            os.write(names, arguments[0] + b"\n")
+
+    sys.addaudithook(heard)
+
+
 def train(told: dict[str, Any], tick: int) -> dict[str, Any]:
     root = Path(told["root"])
     job = job_of(told)
@@ -96,6 +107,8 @@ def train(told: dict[str, Any], tick: int) -> dict[str, Any]:
         poison(told["poison"], told.get("poisoned", "loss"))
     if "watch" in told:
         watch(Path(told["watch"]))
+    if "environment" in told:
+        note_environment(Path(told["environment"]))
     attempt = attempt_at(job(), told["run"], root=root, timeout_s=told.get("timeout_s", float("inf")))
     steps = root / f"{told['run']}.steps"
 

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import accelerate.utils.environment
+import accelerate.utils.imports
 import datasets
 import torch
 from peft import LoraConfig
@@ -172,7 +174,7 @@ class SftSession:
         dtype = precision_of(declaration.precision)
         set_seed(declaration.seed)
         self.tokenizer = _tokenizer(base, declaration, train)
-        with _quiet():
+        with _quiet(), _environment_kept():
             self._trainer = _Trainer(
                 store=store,
                 clock=clock,
@@ -215,7 +217,7 @@ class SftSession:
         """
         self._trainer.kept = resume.step if resume is not None else None
         set_seed(self._declaration.seed)
-        with _quiet():
+        with _quiet(), _environment_kept():
             if resume is not None and resume.step >= self.steps:
                 self._trainer._load_from_checkpoint(str(resume.path))
                 state = resume.path / "trainer_state.json"
@@ -356,3 +358,26 @@ def _quiet() -> Iterator[None]:
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", UserWarning)
         yield
+
+
+@contextlib.contextmanager
+def _environment_kept() -> Iterator[None]:
+    """Have accelerate leave the process's environment as it is.
+
+    To find what of a setting is not its default, it takes away every variable and puts each back. Modal's client,
+    which reads some of them in another thread, finds none meanwhile; and where a thread asks for one in C, the process
+    ends with SIGSEGV now and then: glibc moves the table that ``getenv`` looks through. One process on its own device
+    needs neither this nor the variable that has torch look for a GPU before forks.
+
+    Source:
+        accelerate 1.15, ``KwargsHandler.to_kwargs`` and ``is_cuda_available``; glibc before 2.41, ``setenv``.
+    """
+    places = ((accelerate.utils.environment, "clear_environment"), (accelerate.utils.imports, "patch_environment"))
+    before = [getattr(module, name) for module, name in places]
+    for module, name in places:
+        setattr(module, name, lambda **_: contextlib.nullcontext())
+    try:
+        yield
+    finally:
+        for (module, name), theirs in zip(places, before, strict=True):
+            setattr(module, name, theirs)
