@@ -106,7 +106,7 @@ class Both:
 
     def told(self) -> str:
         with self.engine.connected():
-            return modal.Queue.from_name("seen").get(timeout=30)
+            return modal.Queue.from_name("seen", create_if_missing=True).get(timeout=30)
 
 
 @pytest.fixture(scope="module")

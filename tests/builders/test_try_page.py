@@ -110,7 +110,7 @@ def test_a_request_and_a_stream_are_tried_in_a_browser(engine, deployed, tmp_pat
         shows("answer", '"one"')
         assert "two" not in at("answer").text
         with engine.connected():
-            modal.Queue.from_name("go-on").put(1)
+            modal.Queue.from_name("go-on", create_if_missing=True).put(1)
         shows("answer", '"two"')
         shows("note", "200 after")
         severe = [

@@ -61,7 +61,7 @@ class Warm:
 
 CLIENT = """
 import json, modal
-warm = modal.Queue.from_name("born").get(timeout=20)  # before any call
+warm = modal.Queue.from_name("born", create_if_missing=True).get(timeout=20)  # before any call
 f = modal.Function.from_name("web", "double")
 s = modal.Cls.from_name("web", "Site")()
 print(json.dumps({"double": f.get_web_url(), "site": s.web.get_web_url(), "count": s.count.remote(), "warm": warm}))
