@@ -85,6 +85,8 @@ class Cli:
     def write(self, name: str, source: str) -> Path:
         path = self.folder / name
         path.write_text(textwrap.dedent(source))
+        # what was compiled of another text of the same length, in the same second, would pass for this one's
+        shutil.rmtree(self.folder / "__pycache__", ignore_errors=True)
         return path
 
     def write_app(self, name: str = "kept") -> None:
